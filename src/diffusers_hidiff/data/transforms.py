@@ -1,0 +1,24 @@
+"""Crops and flips that treat a pair as one image."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def random_crop(images: Sequence[np.ndarray], size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """The same random square of every image [H, W, C].
+
+    Raises:
+        ValueError: An image is smaller than the square.
+    """
+    height, width = images[0].shape[:2]
+    if min(height, width) < size:
+        raise ValueError(f"`size` must fit into the image, got size={size} and an image of {width}x{height}.")
+    top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
+    return [image[top : top + size, left : left + size] for image in images]
+
+
+def random_flip_rotation(images: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """The same one of the eight flips and rotations for every image [H, W, C]."""
+    flip, turns = rng.integers(2), rng.integers(4)
+    return [np.rot90(image[:, ::-1] if flip else image, turns) for image in images]

@@ -1,0 +1,1 @@
+"""The noise schedule of HI-Diff and its reverse step."""
