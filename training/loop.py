@@ -126,7 +126,7 @@ class Run:
             module.eval()
         for files in self.validation_pairs:
             blurry, sharp = (
-                torch.from_numpy(read_rgb(file)).to(device).permute(2, 0, 1)[None].float() / 255 for file in files
+                torch.tensor(read_rgb(file), device=device).permute(2, 0, 1)[None].float() / 255 for file in files
             )
             height, width = (size - size % 8 for size in blurry.shape[-2:])
             blurry, sharp = blurry[..., :height, :width], sharp[..., :height, :width]

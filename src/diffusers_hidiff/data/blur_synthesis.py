@@ -127,10 +127,10 @@ class BlurOptions:
         max_read_noise: Largest standard deviation of the noise in the dark.
     """
 
-    min_extent: float = 3.0
-    max_extent: float = 30.0
+    min_extent: float = 4.0
+    max_extent: float = 22.0
     max_angle: float = 0.06
-    object_probability: float = 0.25
+    object_probability: float = 0.15
     max_shot_noise: float = 4e-4
     max_read_noise: float = 4e-3
 
@@ -173,6 +173,11 @@ def average_of_frames(frames: np.ndarray) -> np.ndarray:
         uint8 sRGB, [H, W, 3]; sharp is the middle frame.
     """
     return np.round(linear_to_srgb(LINEAR_OF_BYTE[frames].mean(axis=0)) * 255).astype(np.uint8)
+
+
+def detail(image: np.ndarray) -> float:
+    """Mean difference of neighbouring pixels: how much there is to blur."""
+    return float(np.abs(np.diff(image.astype(np.int16), axis=0)).mean())
 
 
 class SyntheticBlurDataset(torch.utils.data.Dataset):
@@ -232,8 +237,9 @@ class SyntheticBlurDataset(torch.utils.data.Dataset):
 
     def pair_from_photo(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         photo = np.asarray(self.photos[int(rng.integers(len(self.photos)))]["image"])
-        margin = min(self.margin, (min(photo.shape[:2]) - self.patch_size) // 2)
-        (sharp,) = random_crop((photo,), self.patch_size + 2 * margin, rng)
+        margin = max(0, min(self.margin, (min(photo.shape[:2]) - self.patch_size) // 2))
+        crops = [random_crop((photo,), self.patch_size + 2 * margin, rng)[0] for _ in range(2)]
+        sharp = max(crops, key=detail)  # sky teaches little
         blurry = synthesise_blur(sharp, self.options, rng)
         inside = slice(margin, margin + self.patch_size)
         return blurry[inside, inside], sharp[inside, inside]

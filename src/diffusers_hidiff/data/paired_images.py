@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+from ..image_files import IMAGE_SUFFIXES
 
 
 def image_files(folder: str | Path) -> list[Path]:
@@ -20,7 +20,7 @@ def image_files(folder: str | Path) -> list[Path]:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ValueError(
-            f"`folder` must hold images ({' '.join(sorted(IMAGE_SUFFIXES))}), got {str(folder)!r} without."
+            f"`folder` must hold images ({' '.join(IMAGE_SUFFIXES)}), got {str(folder)!r} without."
         )
     return files
 

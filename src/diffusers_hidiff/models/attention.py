@@ -41,7 +41,8 @@ def attention_across_channels(query: Tensor, key: Tensor, temperature: Tensor) -
 class AttendedProjection(nn.Linear):
     """The output projection of channel attention, W_o·(A·v), as one matrix (W_o·A) for all pixels."""
 
-    def forward(self, value: Tensor, attention: Tensor) -> Tensor:  # [B, H*W, C], [B, h, c, c]
+    def forward(self, value: Tensor, attention: Tensor) -> Tensor:  # type: ignore[override]
+        # [B, H*W, C], [B, h, c, c]
         weight = self.weight.to(attention.dtype).unflatten(1, attention.shape[1:3])  # [C, h, c]
         weight = torch.einsum("ohd,bhde->bohe", weight, attention).flatten(2)  # [B, C, C]
         return value @ weight.transpose(1, 2)
@@ -76,7 +77,8 @@ class ChannelAttention(nn.Module):
 class QueryLogits(nn.Linear):
     """The query projection and its product with the keys, X·(W_qᵀk)·c^-½, as one matrix for all pixels."""
 
-    def forward(self, hidden_states: Tensor, key: Tensor, num_heads: int) -> Tensor:  # [B, H*W, C], [B, N, C]
+    def forward(self, hidden_states: Tensor, key: Tensor, num_heads: int) -> Tensor:  # type: ignore[override]
+        # [B, H*W, C], [B, N, C]
         weight = self.weight.to(key.dtype).unflatten(0, (num_heads, -1))  # [h, c, C]
         key = key.unflatten(-1, (num_heads, -1)) * weight.shape[1] ** -0.5  # [B, N, h, c]
         weight = torch.einsum("bnhd,hdc->bhnc", key, weight).flatten(1, 2)  # [B, h*N, C]
@@ -86,7 +88,8 @@ class QueryLogits(nn.Linear):
 class ValueProjection(nn.Linear):
     """The sum over prior tokens and the output projection, P·(v·W_oᵀ) + b, as one matrix for all pixels."""
 
-    def forward(self, probabilities: Tensor, value: Tensor) -> Tensor:  # [B, H*W, h, N], [B, N, C]
+    def forward(self, probabilities: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+        # [B, H*W, h, N], [B, N, C]
         num_heads = probabilities.shape[2]
         weight = self.weight.to(value.dtype).unflatten(1, (num_heads, -1))  # [C, h, c]
         value = value.unflatten(-1, (num_heads, -1))  # [B, N, h, c]

@@ -82,8 +82,8 @@ class HIDiffMLPDenoiser(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = []
-    _repeated_blocks = []
+    _no_split_modules: list[str] = []
+    _repeated_blocks: list[str] = []
 
     @register_to_config
     def __init__(self, prior_dim: int = 256, num_layers: int = 4, time_divisor: float = 50.0) -> None:

@@ -3,6 +3,8 @@
 B batch · H, W pixels · N = grid_size² prior tokens · D = 4·embed_dim prior width
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from .layers import TokenMixer
 from .outputs import HIDiffModelOutput
 
-ACTIVATIONS = {"gelu": nn.GELU, "leaky_relu": lambda: nn.LeakyReLU(0.1)}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "leaky_relu": lambda: nn.LeakyReLU(0.1)}
 
 
 def conv3(in_channels: int, out_channels: int) -> nn.Conv2d:

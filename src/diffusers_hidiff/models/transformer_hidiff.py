@@ -3,7 +3,7 @@
 B batch · H, W pixels · C channels of the outermost level · N prior tokens · D prior width
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -50,6 +50,8 @@ class HIDiffModulatedTransformerBlock(nn.Module):
 class HIDiffLevel(nn.Module):
     """One level of the U: the prior is integrated once, then come blocks that do not see it."""
 
+    _gradient_checkpointing_func: Callable[..., Tensor]  # set by `enable_gradient_checkpointing`
+
     def __init__(self, dim: int, num_blocks: int, num_heads: int, ffn_expansion_factor: float, prior_dim: int) -> None:
         super().__init__()
         self.integration = HierarchicalIntegration(dim, prior_dim, num_heads)
@@ -70,6 +72,8 @@ class HIDiffLevel(nn.Module):
 
 class HIDiffInnermostLevel(nn.Module):
     """The bottom of the U: every block is modulated by the one-token prior."""
+
+    _gradient_checkpointing_func: Callable[..., Tensor]  # set by `enable_gradient_checkpointing`
 
     def __init__(self, dim: int, num_blocks: int, num_heads: int, ffn_expansion_factor: float, prior_dim: int) -> None:
         super().__init__()

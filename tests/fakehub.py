@@ -1,0 +1,63 @@
+"""A read-only Hugging Face Hub on the loopback interface that serves one folder as one repository."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlparse
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@contextmanager
+def serve(repo_id: str, folder: Path) -> Iterator[str]:
+    """Serves `folder` as the model repository `repo_id`; yields the endpoint."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = unquote(urlparse(self.path).path)
+            files = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
+            if path.startswith(f"/api/models/{repo_id}/tree/"):
+                tree = [
+                    {"type": "file", "path": name, "size": file.stat().st_size, "oid": hashlib.sha1(name.encode()).hexdigest()}
+                    for name, file in files.items()
+                ]
+                return self.answer(200, json.dumps(tree).encode(), Content_Type="application/json")
+            if path.startswith(f"/api/models/{repo_id}"):
+                info = {"id": repo_id, "modelId": repo_id, "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]}
+                return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
+            if path.startswith(f"/{repo_id}/resolve/"):
+                name = path.removeprefix(f"/{repo_id}/resolve/").split("/", 1)[1]
+                if name not in files:
+                    return self.answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
+                body = files[name].read_bytes()
+                return self.answer(200, body, ETag=f'"{hashlib.sha1(body).hexdigest()}"', X_Repo_Commit=COMMIT)
+            return self.answer(404, b"", X_Error_Code="RepoNotFound")
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
