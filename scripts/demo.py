@@ -9,6 +9,8 @@ import argparse
 import time
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import torch
 
 from diffusers_hidiff import HIDIFF_SMALL, HIDiffPipeline
@@ -18,6 +20,12 @@ from diffusers_hidiff.metrics.psnr import psnr
 from diffusers_hidiff.utils.allocator import keep_freed_memory
 
 SAMPLES = Path(__file__).parent.parent / "docs" / "sample"
+
+
+def decibels(image: np.ndarray, sharp: np.ndarray) -> float:
+    """PSNR of two uint8 images [H, W, 3]."""
+    a, b = (torch.tensor(array)[None].double() for array in (image, sharp))
+    return psnr(a, b, data_range=255).item()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,19 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
     pipeline = HIDiffPipeline.from_pretrained(HIDIFF_SMALL).to(options.device)
     pipeline.set_progress_bar_config(disable=True)
     start = time.perf_counter()
-    restored = pipeline(blurry, generator=torch.Generator().manual_seed(0)).images[0]
+    restored = np.asarray(pipeline(blurry, generator=torch.Generator().manual_seed(0), return_dict=False)[0][0])
     seconds = time.perf_counter() - start
 
     options.output.mkdir(parents=True, exist_ok=True)
-    restored.save(options.output / "restored.png")
     picture = options.output / "compare.png"
-    side_by_side(blurry, restored).save(picture)
+    PIL.Image.fromarray(restored).save(options.output / "restored.png")
+    PIL.Image.fromarray(side_by_side(blurry / 255, restored / 255)).save(picture)
 
-    def decibels(image: object) -> float:
-        a, b = (torch.tensor(read_rgb(image) if isinstance(image, Path) else image).double() for image in (image, sharp))
-        return psnr(a[None], b[None], data_range=255).item()
-
-    print(f"PSNR  blurry {decibels(blurry):.2f} dB -> restored {decibels(options.output / 'restored.png'):.2f} dB")
+    print(f"PSNR  blurry {decibels(blurry, sharp):.2f} dB -> restored {decibels(restored, sharp):.2f} dB")
     print(f"Time  {seconds:.1f} s for {blurry.shape[1]}x{blurry.shape[0]} pixels on {options.device}")
     print(f"Look  {picture}")
     return 0

@@ -4,9 +4,16 @@ from collections.abc import Iterator
 import pytest
 import torch
 from diffusers.utils import logging as diffusers_logging
-from tiny import tiny_condition_encoder, tiny_mixer_denoiser, tiny_mlp_denoiser, tiny_transformer
 
-from diffusers_hidiff import HIDiffPipeline, HIDiffScheduler
+pytest.register_assert_rewrite("tiny")
+from tiny import (  # noqa: E402
+    tiny_condition_encoder,
+    tiny_mixer_denoiser,
+    tiny_mlp_denoiser,
+    tiny_transformer,
+)
+
+from diffusers_hidiff import HIDiffPipeline, HIDiffScheduler  # noqa: E402
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
 diffusers_logging.disable_progress_bar()

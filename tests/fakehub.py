@@ -39,7 +39,12 @@ def serve(repo_id: str, folder: Path) -> Iterator[str]:
             files = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
             if path.startswith(f"/api/models/{repo_id}/tree/"):
                 tree = [
-                    {"type": "file", "path": name, "size": file.stat().st_size, "oid": hashlib.sha1(name.encode()).hexdigest()}
+                    {
+                        "type": "file",
+                        "path": name,
+                        "size": file.stat().st_size,
+                        "oid": hashlib.sha1(name.encode()).hexdigest(),
+                    }
                     for name, file in files.items()
                 ]
                 return self.answer(200, json.dumps(tree).encode(), Content_Type="application/json")

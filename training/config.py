@@ -139,7 +139,7 @@ def parse_config(config_class: type[Config], arguments: list[str] | None = None)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", help="YAML file with values for any of the options")
     known, rest = first.parse_known_args(arguments)
-    parser = HfArgumentParser(config_class, allow_abbrev=False, parents=[first])
+    parser = HfArgumentParser(config_class, allow_abbrev=False, parents=[first])  # type: ignore[arg-type]
     for action in parser._actions:
         if action.type is dict:
             action.type = json.loads

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -112,7 +113,7 @@ class Run:
         if step % config.checkpointing_steps == 0 or last:
             self.save(step)
 
-    def log(self, values: dict[str, float]) -> None:
+    def log(self, values: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             self.progress.set_postfix({k: f"{v:.4g}" for k, v in values.items() if k != "step"}, refresh=False)
             with open(self.output_dir / "metrics.jsonl", "a") as file:

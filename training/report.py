@@ -35,7 +35,8 @@ def validate(pipeline: HIDiffPipeline, folder: Path) -> list[dict[str, float | s
     for blurry_file, sharp_file in tqdm(paired_files(folder), desc=folder.name):
         blurry, sharp = read_rgb(blurry_file), read_rgb(sharp_file)
         start = time.perf_counter()
-        restored = np.asarray(pipeline(blurry, generator=torch.Generator().manual_seed(0)).images[0])
+        generator = torch.Generator().manual_seed(0)
+        restored = np.asarray(pipeline(blurry, generator=generator, return_dict=False)[0][0])
         rows.append(
             {
                 "name": blurry_file.stem,
@@ -56,7 +57,11 @@ def table(sets: dict[str, list[dict[str, float | str]]]) -> str:
         lines.append(f"| {name} | {len(rows)} | {blurry:.2f} | {restored:.2f} | {restored - blurry:+.2f} |")
     for name, rows in sets.items():
         if len(rows) <= 12:
-            lines += ["", f"| {name} | size | blurry, dB | restored, dB | gain, dB | seconds |", "|---|---|---|---|---|---|"]
+            lines += [
+                "",
+                f"| {name} | size | blurry, dB | restored, dB | gain, dB | seconds |",
+                "|---|---|---|---|---|---|",
+            ]
             for row in rows:
                 gain = float(row["restored"]) - float(row["blurry"])
                 lines.append(

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def restore(blurry: Tensor, sharp: Tensor) -> Tensor:
         noise = noise_of_samples(blurry.new_zeros(len(blurry)), prior_shape, config.seed)
-        return pipeline(blurry, latents=noise, output_type="pt").images.to(blurry.device)
+        return pipeline(blurry, latents=noise, output_type="pt", return_dict=False)[0].to(blurry.device)
 
     prior_shape = (transformer.config.num_prior_tokens, transformer.config.prior_dim)
     run = Run(

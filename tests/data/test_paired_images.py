@@ -22,7 +22,7 @@ def test_an_image_without_a_partner_is_named(tmp_path):
     write(tmp_path / "blurry", "a.png")
     write(tmp_path / "blurry", "lonely.png")
     write(tmp_path / "sharp", "a.png")
-    with pytest.raises(ValueError, match="these do not: .*lonely"):
+    with pytest.raises(ValueError, match=r"these do not: .*lonely"):
         paired_files(tmp_path)
 
 

@@ -11,9 +11,9 @@ def test_psnr_agrees_with_its_definition():
 
 
 def test_a_constant_error_of_one_level_in_255_is_48_decibels():
-    assert psnr(torch.full((1, 3, 4, 4), 100.0), torch.full((1, 3, 4, 4), 101.0), data_range=255).item() == pytest.approx(
-        48.1308, abs=1e-4
-    )
+    assert psnr(
+        torch.full((1, 3, 4, 4), 100.0), torch.full((1, 3, 4, 4), 101.0), data_range=255
+    ).item() == pytest.approx(48.1308, abs=1e-4)
 
 
 def test_psnr_of_identical_images_is_infinite():

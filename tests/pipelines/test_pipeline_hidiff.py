@@ -188,7 +188,11 @@ ZEROS = np.zeros((8, 8, 3), np.uint8)
         ({"prior": [1]}, TypeError, "`prior` must be a tensor, got list"),
         ({"prior": torch.zeros(1, 16, 16), "latents": torch.zeros(1, 16, 16)}, ValueError, "Only one of `latents`"),
         ({"callback_on_step_end": 3}, TypeError, "`callback_on_step_end` must be callable, got int"),
-        ({"callback_on_step_end_tensor_inputs": ["noise"]}, ValueError, r"must be among \['latents'\], got \['noise'\]"),
+        (
+            {"callback_on_step_end_tensor_inputs": ["noise"]},
+            ValueError,
+            r"must be among \['latents'\], got \['noise'\]",
+        ),
         ({"image": []}, ValueError, "`image` must hold at least one image"),
     ],
 )
@@ -201,7 +205,7 @@ def test_bad_arguments_are_refused_before_any_network_runs(gopro_pipeline, argum
 
 def test_components_that_do_not_fit_are_refused():
     parts = (tiny_condition_encoder(), tiny_mixer_denoiser(), HIDiffScheduler())
-    with pytest.raises(ValueError, match="priors of the same width, got .*'transformer': 32"):
+    with pytest.raises(ValueError, match=r"priors of the same width, got .*'transformer': 32"):
         HIDiffPipeline(*parts, tiny_transformer(prior_dim=32))
     with pytest.raises(ValueError, match="priors of the same number of tokens"):
         HIDiffPipeline(*parts, tiny_transformer(num_prior_tokens=4))

@@ -6,10 +6,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+
 import train_stage1
 import train_stage2
 from config import Stage1Config, Stage2Config, parse_config
-
 from diffusers_hidiff import HIDiffPipeline, HIDiffTransformer
 
 NETWORKS = {
@@ -56,7 +56,11 @@ def test_stage_1_then_stage_2_gives_a_pipeline_that_loads(folders, tmp_path):
     train_stage2.main(
         flags(
             **STEPS,
-            **{"train_data_dir": folders / "photos", "validation_dir": folders / "pairs", "output_dir": tmp_path / "two"},
+            **{
+                "train_data_dir": folders / "photos",
+                "validation_dir": folders / "pairs",
+                "output_dir": tmp_path / "two",
+            },
             **{"stage1_dir": tmp_path / "one", "denoiser_type": "mlp", "max_train_steps": 2, "lr_constant_steps": 1},
             scheduler=json.dumps({"num_train_timesteps": 4, "prediction_type": "sample", "clip_sample": False}),
         )

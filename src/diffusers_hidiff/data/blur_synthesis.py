@@ -156,7 +156,7 @@ def synthesise_blur(sharp: np.ndarray, options: BlurOptions, rng: np.random.Gene
 
     blurry = average_over_poses(light, *motion())
     if rng.random() < options.object_probability:
-        mask = object_mask(*light.shape[:2], rng)
+        mask = object_mask(light.shape[0], light.shape[1], rng)
         moving = motion()
         coverage = average_over_poses(mask, *moving)[..., None]
         background = light if rng.random() < 0.5 else blurry
@@ -211,7 +211,7 @@ class SyntheticBlurDataset(torch.utils.data.Dataset):
     ) -> None:
         files = [str(file) for file in image_files(photos_dir)]
         self.photos = Dataset.from_dict({"image": files}).cast_column("image", Image(mode="RGB"))
-        self.frames = None
+        self.frames = np.empty((0, 0, 0, 3), np.uint8)  # [number, H, W, 3]
         if frames_dir is not None:
             self.frames = np.stack([read_rgb(file) for file in image_files(frames_dir)])
         self.patch_size = patch_size

@@ -19,9 +19,7 @@ def image_files(folder: str | Path) -> list[Path]:
         raise ValueError(f"`folder` must be a folder of images, got {str(folder)!r}, which is none.")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise ValueError(
-            f"`folder` must hold images ({' '.join(IMAGE_SUFFIXES)}), got {str(folder)!r} without."
-        )
+        raise ValueError(f"`folder` must hold images ({' '.join(IMAGE_SUFFIXES)}), got {str(folder)!r} without.")
     return files
 
 

@@ -20,5 +20,5 @@ def random_crop(images: Sequence[np.ndarray], size: int, rng: np.random.Generato
 
 def random_flip_rotation(images: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
     """The same one of the eight flips and rotations for every image [H, W, C]."""
-    flip, turns = rng.integers(2), rng.integers(4)
+    flip, turns = rng.integers(2), int(rng.integers(4))
     return [np.rot90(image[:, ::-1] if flip else image, turns) for image in images]

@@ -226,13 +226,14 @@ class HIDiffPipeline(DiffusionPipeline):
 
         # 4. The images, each [3, H, W]
         if output_type == "latent":
-            images = prior
+            images: Any = prior
         else:
             restored: dict[int, Tensor] = {}
             for indices, pixels in batches:
                 batch_prior = prior[indices].to(self.transformer.dtype)
-                images = self.transformer(pixels, batch_prior, return_dict=False)[0]
-                restored.update(zip(indices, images.cpu(), strict=True))
+                restored.update(
+                    zip(indices, self.transformer(pixels, batch_prior, return_dict=False)[0].cpu(), strict=True)
+                )
             images = postprocess([restored[i] for i in range(len(pictures))], pictures, output_type)
 
         self.maybe_free_model_hooks()
@@ -259,7 +260,7 @@ class HIDiffPipeline(DiffusionPipeline):
     ) -> Tensor:
         """Encodes the images and runs the reverse chain for all of them at once; [B, N, D] float32."""
         dtype = self.condition_encoder.dtype
-        rows = {}
+        rows: dict[int, Tensor] = {}
         for indices, pixels in batches:
             rows.update(zip(indices, self.condition_encoder(pixels.to(dtype), return_dict=False)[0], strict=True))
         condition = torch.stack([rows[i] for i in range(len(rows))]).to(self.denoiser.dtype)

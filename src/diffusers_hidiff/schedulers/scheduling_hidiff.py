@@ -58,7 +58,7 @@ class HIDiffScheduler(DDPMScheduler):
         # (a thousand timesteps), so none is marked.
         self.register_to_config(_use_default_values=[])
 
-    def step(  # type: ignore[override]
+    def step(
         self,
         model_output: Tensor,
         timestep: int | Tensor,
