@@ -16,16 +16,10 @@ import torch
 from diffusers_hidiff import HIDIFF_SMALL, HIDiffPipeline
 from diffusers_hidiff.cli.deblur import side_by_side
 from diffusers_hidiff.data.paired_images import read_rgb
-from diffusers_hidiff.metrics.psnr import psnr
+from diffusers_hidiff.metrics.psnr import psnr_of_arrays
 from diffusers_hidiff.utils.allocator import keep_freed_memory
 
 SAMPLES = Path(__file__).parent.parent / "docs" / "sample"
-
-
-def decibels(image: np.ndarray, sharp: np.ndarray) -> float:
-    """PSNR of two uint8 images [H, W, 3]."""
-    a, b = (torch.tensor(array)[None].double() for array in (image, sharp))
-    return psnr(a, b, data_range=255).item()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     PIL.Image.fromarray(restored).save(options.output / "restored.png")
     PIL.Image.fromarray(side_by_side(blurry / 255, restored / 255)).save(picture)
 
-    print(f"PSNR  blurry {decibels(blurry, sharp):.2f} dB -> restored {decibels(restored, sharp):.2f} dB")
+    print(f"PSNR  blurry {psnr_of_arrays(blurry, sharp):.2f} dB -> restored {psnr_of_arrays(restored, sharp):.2f} dB")
     print(f"Time  {seconds:.1f} s for {blurry.shape[1]}x{blurry.shape[0]} pixels on {options.device}")
     print(f"Look  {picture}")
     return 0

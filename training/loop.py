@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, SequentialLR
 from torch.utils.data import DataLoader, Subset
@@ -169,7 +170,7 @@ class Run:
         self.accelerator.load_state(str(folder))
         self.first_step = int(folder.name[11:])
 
-    def trained(self) -> dict[str, nn.Module]:
+    def trained(self) -> dict[str, ModelMixin]:
         """The modules as they were before `prepare` wrapped them."""
         return {
             name: self.accelerator.unwrap_model(module, keep_torch_compile=False).eval()

@@ -16,17 +16,11 @@ from tqdm import tqdm
 
 from diffusers_hidiff import HIDiffPipeline
 from diffusers_hidiff.data.paired_images import paired_files, read_rgb
-from diffusers_hidiff.metrics.psnr import psnr
+from diffusers_hidiff.metrics.psnr import psnr_of_arrays
 from diffusers_hidiff.utils.allocator import keep_freed_memory
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
-
-
-def decibels(image: np.ndarray, sharp: np.ndarray) -> float:
-    """PSNR of two uint8 images [H, W, 3]."""
-    a, b = (torch.tensor(array)[None].double() for array in (image, sharp))
-    return psnr(a, b, data_range=255).item()
 
 
 def validate(pipeline: HIDiffPipeline, folder: Path) -> list[dict[str, float | str]]:
@@ -41,8 +35,8 @@ def validate(pipeline: HIDiffPipeline, folder: Path) -> list[dict[str, float | s
             {
                 "name": blurry_file.stem,
                 "size": f"{blurry.shape[1]}x{blurry.shape[0]}",
-                "blurry": decibels(blurry, sharp),
-                "restored": decibels(restored, sharp),
+                "blurry": psnr_of_arrays(blurry, sharp),
+                "restored": psnr_of_arrays(restored, sharp),
                 "seconds": time.perf_counter() - start,
             }
         )
@@ -80,14 +74,15 @@ def plot_curves(runs: list[Path], file: Path) -> None:
         steps, values = np.array(losses).T
         window = max(1, len(values) // 40)
         axis.plot(steps, values, color="0.8", linewidth=0.8, label="L1 of the image")
-        axis.plot(steps, np.convolve(values, np.ones(window) / window, "same"), color="tab:blue", label="running mean")
+        smooth = np.convolve(values, np.ones(window) / window, "valid")
+        axis.plot(steps[window - 1 :], smooth, color="tab:blue", label="running mean")
         axis.set(xlabel="step", ylabel="L1", title=run.name, ylim=(0, np.percentile(values, 99)))
         scores = [(line["step"], line["validation_psnr"]) for line in lines if "validation_psnr" in line]
         if scores:
             right = axis.twinx()
             right.plot(*np.array(scores).T, "o-", color="tab:red", markersize=3)
             right.set_ylabel("validation PSNR, dB", color="tab:red")
-        axis.legend(loc="upper right", fontsize=8)
+        axis.legend(loc="lower left", fontsize=8)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
 

@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
-from diffusers_hidiff.metrics.psnr import psnr
+from diffusers_hidiff.metrics.psnr import psnr, psnr_of_arrays
 
 
 def test_psnr_agrees_with_its_definition():
@@ -23,3 +24,8 @@ def test_psnr_of_identical_images_is_infinite():
 def test_psnr_refuses_images_of_different_shape():
     with pytest.raises(ValueError, match="must have the same shape"):
         psnr(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 3))
+
+
+def test_8_bit_arrays_are_compared_in_their_own_range():
+    zeros = np.zeros((4, 5, 3), np.uint8)
+    assert psnr_of_arrays(zeros, zeros + 1) == pytest.approx(48.1308, abs=1e-4)

@@ -1,3 +1,4 @@
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,3 +23,9 @@ def psnr(restored: Tensor, sharp: Tensor, data_range: float = 1.0) -> Tensor:
         )
     mean_squared_error = (restored.double() - sharp.double()).square().flatten(1).mean(dim=1)
     return 10 * torch.log10(data_range**2 / mean_squared_error)
+
+
+def psnr_of_arrays(restored: np.ndarray, sharp: np.ndarray) -> float:
+    """PSNR in dB of two images as files hold them, uint8 [H, W, 3]."""
+    restored_tensor, sharp_tensor = (torch.tensor(array)[None] for array in (restored, sharp))
+    return psnr(restored_tensor, sharp_tensor, data_range=255).item()

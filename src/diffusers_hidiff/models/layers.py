@@ -6,6 +6,7 @@ Feature maps are [B, H, W, C]: LayerNorm and 1x1 convolutions (here plain linear
 a convolution sees the same memory as a channels-last [B, C, H, W] tensor without a copy.
 """
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -78,6 +79,42 @@ class Upsample(nn.Module):
         return rearrange(hidden_states, "b h w (c i j) -> b (h i) (w j) c", i=2, j=2)
 
 
+def padded(weight: Tensor, dim: int, parts: int = 1, multiple: int = 16) -> Tensor:
+    """`weight` with zeros behind each of the equal `parts` of dimension `dim`, up to a multiple.
+
+    Matrix products of 254 columns run at less than half the speed of 256 (2 CPU cores, float32), and rows of 127 values
+    leave 15 to be done one by one. The zeros change nothing: GELU(0)·0 = 0.
+    """
+    size = weight.shape[dim] // parts
+    if size % multiple == 0:
+        return weight
+    shape = weight.unflatten(dim, (parts, size))
+    zeros = [0, 0] * (shape.ndim - dim - 2) + [0, -size % multiple]
+    return F.pad(shape, zeros).flatten(dim, dim + 1)
+
+
+class GatedLinear(nn.Linear):
+    """To gate and value, side by side, each padded to a convenient width."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return F.linear(hidden_states, padded(self.weight, 0, parts=2))
+
+
+class GatedDepthwise(nn.Conv2d):
+    """A depthwise convolution of gate and value as `GatedLinear` pads them."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        weight = padded(self.weight, 0, parts=2)
+        return F.conv2d(hidden_states, weight, padding=self.padding, groups=len(weight))
+
+
+class FromPadded(nn.Linear):
+    """From the padded width."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return F.linear(hidden_states, padded(self.weight, 1))
+
+
 class GatedFeedForward(nn.Module):
     """Gated feed-forward with a depthwise convolution (Restormer, arXiv:2111.09881, Fig. 2b).
 
@@ -89,14 +126,16 @@ class GatedFeedForward(nn.Module):
     def __init__(self, dim: int, expansion_factor: float) -> None:
         super().__init__()
         hidden_dim = int(dim * expansion_factor)
-        self.proj_in = nn.Linear(dim, 2 * hidden_dim, bias=False)
-        self.depthwise = nn.Conv2d(
+        self.proj_in = GatedLinear(dim, 2 * hidden_dim, bias=False)
+        self.depthwise = GatedDepthwise(
             2 * hidden_dim, 2 * hidden_dim, kernel_size=3, padding=1, groups=2 * hidden_dim, bias=False
         )
-        self.proj_out = nn.Linear(hidden_dim, dim, bias=False)
+        self.proj_out = FromPadded(hidden_dim, dim, bias=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:  # [B, H, W, C]
         gate, value = conv2d_on_channels_last(self.depthwise, self.proj_in(hidden_states)).chunk(2, dim=-1)
+        if not torch.is_grad_enabled():  # faster in one piece; for a backward pass it would be one more tensor to keep
+            gate = gate.contiguous()
         return self.proj_out(F.gelu(gate) * value)
 
 
