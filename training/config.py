@@ -108,20 +108,33 @@ class Stage2Config(TrainingConfig):
 
     Args:
         stage1_dir: The output folder of stage 1.
+        pretrained_model_name_or_path: Start from this pipeline instead, folder or Hub id, to train it further: its networks
+            and scheduler, and its subfolder latent_encoder/ as the teacher.
         denoiser_type: "mixer" (GoPro) or "mlp" (RealBlur).
         denoiser: Arguments of the denoiser, as JSON on the command line.
         scheduler: Arguments of `HIDiffScheduler`.
     """
 
-    stage1_dir: str = ""
+    stage1_dir: str | None = None
+    pretrained_model_name_or_path: str | None = None
     denoiser_type: str = "mixer"
     denoiser: dict = field(default_factory=dict)
     scheduler: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (Path(self.stage1_dir) / "transformer").is_dir():
+        if (self.stage1_dir is None) == (self.pretrained_model_name_or_path is None):
+            raise ValueError(
+                "Give either `stage1_dir` or `pretrained_model_name_or_path`,"
+                f" got {self.stage1_dir!r} and {self.pretrained_model_name_or_path!r}."
+            )
+        if self.stage1_dir is not None and not (Path(self.stage1_dir) / "transformer").is_dir():
             raise ValueError(f"`stage1_dir` must be the output folder of stage 1, got {self.stage1_dir!r}.")
+        if self.pretrained_model_name_or_path is not None and (self.denoiser or self.scheduler):
+            raise ValueError(
+                "`denoiser` and `scheduler` must be left out with `pretrained_model_name_or_path`, which brings its own,"
+                f" got {self.denoiser} and {self.scheduler}."
+            )
         if self.denoiser_type not in ("mixer", "mlp"):
             raise ValueError(f"`denoiser_type` must be 'mixer' or 'mlp', got {self.denoiser_type!r}.")
 

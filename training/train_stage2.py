@@ -26,17 +26,26 @@ from loop import Run, noise_of_samples
 DENOISERS = {"mixer": HIDiffMixerDenoiser, "mlp": HIDiffMLPDenoiser}
 
 
+def networks(config: Stage2Config) -> tuple[HIDiffPipeline, HIDiffLatentEncoder]:
+    """The pipeline that learns and its frozen teacher: new on top of stage 1, or a whole pipeline that learns on."""
+    if config.pretrained_model_name_or_path is not None:
+        pipeline = HIDiffPipeline.from_pretrained(config.pretrained_model_name_or_path)
+        teacher = HIDiffLatentEncoder.from_pretrained(config.pretrained_model_name_or_path, subfolder="latent_encoder")
+        return pipeline, teacher.requires_grad_(False)
+    stage1_dir = Path(config.stage1_dir or "")
+    teacher = HIDiffLatentEncoder.from_pretrained(stage1_dir / "latent_encoder").requires_grad_(False)
+    transformer = HIDiffTransformer.from_pretrained(stage1_dir / "transformer")
+    condition_encoder = HIDiffLatentEncoder.from_config({**teacher.config, "in_channels": 3})
+    denoiser = DENOISERS[config.denoiser_type](prior_dim=transformer.config.prior_dim, **config.denoiser)
+    return HIDiffPipeline(condition_encoder, denoiser, HIDiffScheduler(**config.scheduler), transformer), teacher
+
+
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(Stage2Config, arguments)
     set_seed(config.seed)
-    latent_encoder = HIDiffLatentEncoder.from_pretrained(Path(config.stage1_dir) / "latent_encoder").requires_grad_(
-        False
-    )
-    transformer = HIDiffTransformer.from_pretrained(Path(config.stage1_dir) / "transformer").train()
-    condition_encoder = HIDiffLatentEncoder.from_config({**latent_encoder.config, "in_channels": 3})
-    denoiser = DENOISERS[config.denoiser_type](prior_dim=transformer.config.prior_dim, **config.denoiser)
-    scheduler = HIDiffScheduler(**config.scheduler)
-    pipeline = HIDiffPipeline(condition_encoder, denoiser, scheduler, transformer)
+    pipeline, latent_encoder = networks(config)
+    condition_encoder, denoiser = pipeline.condition_encoder.train(), pipeline.denoiser.train()
+    transformer, scheduler = pipeline.transformer.train(), pipeline.scheduler
     pipeline.set_progress_bar_config(disable=True)
 
     def restore(blurry: Tensor, sharp: Tensor) -> Tensor:

@@ -60,12 +60,13 @@ def test_attention_across_channels_of_black_is_even_and_has_finite_gradients():
     assert query.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
 @torch.no_grad()
-def test_the_attended_projection_applies_the_attention_and_then_itself():
+def test_the_attended_projection_applies_the_attention_and_then_itself(batch_size):
     projection = AttendedProjection(6, 6, bias=False)
-    value, attention = torch.randn(2, 30, 6), torch.randn(2, 3, 2, 2)
-    heads = value.unflatten(-1, (3, 2))  # [B, P, h, c]
-    attended = torch.einsum("bhde,bphe->bphd", attention, heads).flatten(2)
+    value, attention = torch.randn(batch_size, 5, 7, 6), torch.randn(batch_size, 3, 2, 2)
+    heads = value.unflatten(-1, (3, 2))  # [B, H, W, h, c]
+    attended = torch.einsum("bhde,bijhe->bijhd", attention, heads).flatten(3)
     torch.testing.assert_close(projection(value, attention), attended @ projection.weight.T)
 
 

@@ -140,7 +140,8 @@ def test_saving_and_loading_changes_nothing(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     loaded = HIDiffPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
-    assert np.array_equal(loaded(image, latents=latents, output_type="np").images, expected)
+    # Not to the bit: MKL rounds differently where the file's layout puts a weight at another alignment.
+    np.testing.assert_allclose(loaded(image, latents=latents, output_type="np").images, expected, atol=1e-6)
     index = HIDiffPipeline.load_config(tmp_path)
     assert index["transformer"] == ["diffusers_hidiff", "HIDiffTransformer"]
 

@@ -123,16 +123,22 @@ class BlurOptions:
         max_extent: Longest shake, pixels.
         max_angle: Largest turn of the camera during the exposure, radians.
         object_probability: How often something moves over a still or shaking background.
+        noise_probability: How often there is noise at all: an average of video frames has next to none.
         max_shot_noise: Largest variance of the noise per unit of light.
         max_read_noise: Largest standard deviation of the noise in the dark.
+        soft_probability: How often a photo is enlarged first: not every sharp picture is sharp to the pixel.
+        max_softness: By how much at most.
     """
 
     min_extent: float = 4.0
-    max_extent: float = 22.0
+    max_extent: float = 26.0
     max_angle: float = 0.06
     object_probability: float = 0.15
+    noise_probability: float = 0.65
     max_shot_noise: float = 4e-4
     max_read_noise: float = 4e-3
+    soft_probability: float = 0.3
+    max_softness: float = 1.8
 
 
 def synthesise_blur(sharp: np.ndarray, options: BlurOptions, rng: np.random.Generator) -> np.ndarray:
@@ -161,7 +167,9 @@ def synthesise_blur(sharp: np.ndarray, options: BlurOptions, rng: np.random.Gene
         coverage = average_over_poses(mask, *moving)[..., None]
         background = light if rng.random() < 0.5 else blurry
         blurry = average_over_poses(light * mask[..., None], *moving) + (1 - coverage) * background
-    return expose(blurry, rng.uniform(0, options.max_shot_noise), rng.uniform(0, options.max_read_noise), rng)
+    noisy = rng.random() < options.noise_probability
+    shot, read = rng.uniform(0, options.max_shot_noise), rng.uniform(0, options.max_read_noise)
+    return expose(blurry, shot * noisy, read * noisy, rng)
 
 
 def average_of_frames(frames: np.ndarray) -> np.ndarray:
@@ -238,8 +246,13 @@ class SyntheticBlurDataset(torch.utils.data.Dataset):
     def pair_from_photo(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         photo = np.asarray(self.photos[int(rng.integers(len(self.photos)))]["image"])
         margin = max(0, min(self.margin, (min(photo.shape[:2]) - self.patch_size) // 2))
-        crops = [random_crop((photo,), self.patch_size + 2 * margin, rng)[0] for _ in range(2)]
+        size = self.patch_size + 2 * margin
+        soft = rng.random() < self.options.soft_probability
+        source = int(size / rng.uniform(1, self.options.max_softness)) if soft else size
+        crops = [random_crop((photo,), source, rng)[0] for _ in range(2)]
         sharp = max(crops, key=detail)  # sky teaches little
+        if soft:
+            sharp = cv2.resize(sharp, (size, size), interpolation=cv2.INTER_CUBIC)
         blurry = synthesise_blur(sharp, self.options, rng)
         inside = slice(margin, margin + self.patch_size)
         return blurry[inside, inside], sharp[inside, inside]

@@ -10,6 +10,8 @@ are modules of their own, so that hooks (offloading, weight casting) find each w
 import torch
 from torch import Tensor, nn
 
+from .layers import PixelLinear, conv2d_on_channels_last, linear_of_samples
+
 
 def attention_across_channels(query: Tensor, key: Tensor, temperature: Tensor) -> Tensor:
     """Attention matrix between channels, softmax(q·kᵀ·τ) with q and k of unit length along the pixels.
@@ -43,10 +45,10 @@ class AttendedProjection(nn.Linear):
     """The output projection of channel attention, W_o·(A·v), as one matrix (W_o·A) for all pixels."""
 
     def forward(self, value: Tensor, attention: Tensor) -> Tensor:  # type: ignore[override]
-        # [B, H*W, C], [B, h, c, c]
+        # [B, H, W, C], [B, h, c, c]
         weight = self.weight.to(attention.dtype).unflatten(1, attention.shape[1:3])  # [C, h, c]
         weight = torch.einsum("ohd,bhde->bohe", weight, attention).flatten(2)  # [B, C, C]
-        return value @ weight.transpose(1, 2)
+        return linear_of_samples(value, weight)
 
 
 class ChannelAttention(nn.Module):
@@ -64,38 +66,38 @@ class ChannelAttention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"`dim` must be a multiple of `num_heads`, got dim={dim} and num_heads={num_heads}.")
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
-        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.to_qkv = PixelLinear(dim, 3 * dim, bias=False)
         self.depthwise = nn.Conv2d(3 * dim, 3 * dim, kernel_size=3, padding=1, groups=3 * dim, bias=False)
         self.to_out = AttendedProjection(dim, dim, bias=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:  # [B, H, W, C]
-        qkv = self.depthwise(self.to_qkv(hidden_states).permute(0, 3, 1, 2))  # [B, 3C, H, W]
-        query, key, value = qkv.permute(0, 2, 3, 1).flatten(1, 2).chunk(3, dim=-1)  # [B, H*W, C] each
-        attention = attention_across_channels(query, key, self.temperature)
-        return self.to_out(value, attention).view(hidden_states.shape)
+        qkv = conv2d_on_channels_last(self.depthwise, self.to_qkv(hidden_states))
+        query, key, value = qkv.chunk(3, dim=-1)  # [B, H, W, C] each
+        attention = attention_across_channels(query.flatten(1, 2), key.flatten(1, 2), self.temperature)
+        return self.to_out(value, attention)
 
 
 class QueryLogits(nn.Linear):
     """The query projection and its product with the keys, X·(W_qᵀk)·c^-½, as one matrix for all pixels."""
 
     def forward(self, hidden_states: Tensor, key: Tensor, num_heads: int) -> Tensor:  # type: ignore[override]
-        # [B, H*W, C], [B, N, C]
+        # [B, H, W, C], [B, N, C]
         weight = self.weight.to(key.dtype).unflatten(0, (num_heads, -1))  # [h, c, C]
         key = key.unflatten(-1, (num_heads, -1)) * weight.shape[1] ** -0.5  # [B, N, h, c]
         weight = torch.einsum("bnhd,hdc->bhnc", key, weight).flatten(1, 2)  # [B, h*N, C]
-        return (hidden_states @ weight.transpose(1, 2)).unflatten(-1, (num_heads, -1))  # [B, H*W, h, N]
+        return linear_of_samples(hidden_states, weight).unflatten(-1, (num_heads, -1))  # [B, H, W, h, N]
 
 
 class ValueProjection(nn.Linear):
     """The sum over prior tokens and the output projection, P·(v·W_oᵀ) + b, as one matrix for all pixels."""
 
     def forward(self, probabilities: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
-        # [B, H*W, h, N], [B, N, C]
-        num_heads = probabilities.shape[2]
+        # [B, H, W, h, N], [B, N, C]
+        num_heads = probabilities.shape[3]
         weight = self.weight.to(value.dtype).unflatten(1, (num_heads, -1))  # [C, h, c]
         value = value.unflatten(-1, (num_heads, -1))  # [B, N, h, c]
-        weight = torch.einsum("bnhd,ohd->bhno", value, weight).flatten(1, 2)  # [B, h*N, C]
-        return probabilities.flatten(2) @ weight + self.bias.to(weight.dtype)
+        weight = torch.einsum("bnhd,ohd->bohn", value, weight).flatten(2)  # [B, C, h*N]
+        return linear_of_samples(probabilities.flatten(3), weight, self.bias.to(weight.dtype))
 
 
 class HierarchicalIntegration(nn.Module):
@@ -120,6 +122,5 @@ class HierarchicalIntegration(nn.Module):
 
     def forward(self, hidden_states: Tensor, prior: Tensor) -> Tensor:  # [B, H, W, C], [B, N, D]
         key, value = self.to_kv(self.norm_prior(prior)).chunk(2, dim=-1)  # [B, N, C] each
-        logits = self.to_q(self.norm(hidden_states).flatten(1, 2), key, self.num_heads)  # [B, H*W, h, N]
-        probabilities = torch.softmax(logits, dim=-1)
-        return hidden_states + self.to_out(probabilities, value).view(hidden_states.shape)
+        logits = self.to_q(self.norm(hidden_states), key, self.num_heads)  # [B, H, W, h, N]
+        return hidden_states + self.to_out(torch.softmax(logits, dim=-1), value)

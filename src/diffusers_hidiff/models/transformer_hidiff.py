@@ -11,7 +11,15 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from .attention import ChannelAttention, HierarchicalIntegration
-from .layers import Downsample, GatedFeedForward, Modulation, PriorDownsample, Upsample, conv2d_on_channels_last
+from .layers import (
+    Downsample,
+    GatedFeedForward,
+    Modulation,
+    PixelLinear,
+    PriorDownsample,
+    Upsample,
+    conv2d_on_channels_last,
+)
 from .outputs import HIDiffModelOutput
 
 
@@ -148,10 +156,10 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         self.down3 = Downsample(4 * dim)
         self.latent = HIDiffInnermostLevel(8 * dim, num_blocks[3], num_heads[3], ffn_expansion_factor, prior_dim)
         self.up3 = Upsample(8 * dim)
-        self.reduce3 = nn.Linear(8 * dim, 4 * dim, bias=False)
+        self.reduce3 = PixelLinear(8 * dim, 4 * dim, bias=False)
         self.decoder3 = level(4 * dim, num_blocks[2], num_heads[2])
         self.up2 = Upsample(4 * dim)
-        self.reduce2 = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduce2 = PixelLinear(4 * dim, 2 * dim, bias=False)
         self.decoder2 = level(2 * dim, num_blocks[1], num_heads[1])
         self.up1 = Upsample(2 * dim)
         self.decoder1 = level(2 * dim, num_blocks[0], num_heads[0])
