@@ -1,6 +1,6 @@
 """Speed and memory of the full-size transformer against a literal transcription of the papers, side by side in one run.
 
-    python benchmarks/transformer_speed.py [--sizes 256x256 512x512] [--repeats 3] [--output table.md]
+    python benchmarks/transformer_speed.py [--sizes 256x256 512x512] [--repeats 3] [--keep_freed_memory] [--output table.md]
 
 Both have the same weights (float32, the published GoPro size) and see the same image.
 """
@@ -48,9 +48,9 @@ def inputs(size: Size) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def measure_memory(name: str, size: Size, default_allocator: bool) -> float:
+def measure_memory(name: str, size: Size, keep: bool) -> float:
     """Megabytes that one forward pass adds to the peak of a fresh process, which holds the weights already."""
-    if not default_allocator:
+    if keep:
         keep_freed_memory()
     forward, (blurry, prior) = build(name), inputs(size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -59,10 +59,10 @@ def measure_memory(name: str, size: Size, default_allocator: bool) -> float:
     return (peak - before) / (1024 if platform.system() == "Linux" else 1024**2)  # kilobytes there, bytes on macOS
 
 
-def memory_in_child(name: str, size: Size, default_allocator: bool) -> float:
+def memory_in_child(name: str, size: Size, keep: bool) -> float:
     """`measure_memory` in a process of its own. It inherits this one's peak: ask before anything large is made here."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure_memory, (name, size, default_allocator))
+        return pool.apply(measure_memory, (name, size, keep))
 
 
 @torch.no_grad()
@@ -91,18 +91,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=parse_size, default=[(256, 256), (512, 512)], metavar="HxW")
     parser.add_argument("--repeats", type=int, default=3, help="the median of so many passes is reported")
-    parser.add_argument("--default_allocator", action="store_true", help="do not call keep_freed_memory()")
+    parser.add_argument("--keep_freed_memory", action="store_true", help="call keep_freed_memory() first, for both")
     parser.add_argument("--output", type=Path, help="write the table to this file as well")
     options = parser.parse_args(arguments)
 
     memory = {
-        (name, size): memory_in_child(name, size, options.default_allocator) for size in options.sizes for name in NAMES
+        (name, size): memory_in_child(name, size, options.keep_freed_memory) for size in options.sizes for name in NAMES
     }
-    if not options.default_allocator:
+    if options.keep_freed_memory:
         keep_freed_memory()
     forwards = {name: build(name) for name in NAMES}
 
-    allocator = "the default allocator" if options.default_allocator else "`keep_freed_memory()` for both"
+    allocator = "`keep_freed_memory()` for both" if options.keep_freed_memory else "the default allocator"
     lines = [
         f"Transformer, float32, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {platform.machine()}, "
         f"{allocator}; median of {options.repeats}.",

@@ -1,12 +1,13 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusers_hidiff.models.attention import (
     AttendedProjection,
     ChannelAttention,
+    ChannelProducts,
     HierarchicalIntegration,
-    attention_across_channels,
 )
 
 
@@ -16,6 +17,14 @@ def stirred(module: nn.Module) -> nn.Module:
         for parameter in module.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return module.double()
+
+
+def attention_across_channels(query: Tensor, key: Tensor, temperature: Tensor) -> Tensor:
+    """[B, P, C], [B, P, C] -> [B, h, c, c], summed in two pieces of unequal length."""
+    sums, first = ChannelProducts(len(temperature)), query.shape[1] // 3
+    for piece in (slice(0, first), slice(first, None)):
+        sums.add(query[:, None, piece], key[:, None, piece])
+    return sums.attention(temperature)
 
 
 def plain_attention_across_channels(query: Tensor, key: Tensor, temperature: Tensor) -> Tensor:
@@ -48,7 +57,7 @@ def test_attention_across_channels_of_a_million_large_pixels_does_not_overflow(d
     key = query.flip(-1) - 40 * torch.randn(1, 10**6, 4)
     temperature = torch.full((2, 1, 1), 3.0)
     found = attention_across_channels(query.to(dtype), key.to(dtype), temperature.to(dtype))
-    assert found.dtype == dtype
+    assert found.dtype == torch.float32
     torch.testing.assert_close(found.float(), attention_across_channels(query, key, temperature), rtol=0, atol=0.01)
 
 
@@ -74,22 +83,23 @@ def test_the_attended_projection_applies_the_attention_and_then_itself(batch_siz
 def test_channel_attention_is_that_of_the_paper():
     module = stirred(ChannelAttention(dim=6, num_heads=2))
     image = torch.randn(2, 4, 5, 6).double()
-    qkv = module.depthwise(module.to_qkv(image).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)  # [B, P, 3C]
+    qkv = F.conv2d(image.permute(0, 3, 1, 2), module.to_qkv.weight[:, :, None, None])
+    qkv = F.conv2d(qkv, module.depthwise.weight, padding=1, groups=18).flatten(2).transpose(1, 2)  # [B, P, 3C]
     expected = torch.empty(2, 20, 6).double()
     for b in range(2):
         for h in range(2):
             query, key, value = (qkv[b, :, start + 3 * h : start + 3 * h + 3] for start in (0, 6, 12))
             attention = plain_attention_across_channels(query, key, module.temperature[h, 0, 0])
             expected[b, :, 3 * h : 3 * h + 3] = value @ attention.T
-    expected = expected @ module.to_out.weight.T
-    torch.testing.assert_close(module(image), expected.view(image.shape))
+    expected = image + (expected @ module.to_out.weight.T).view(image.shape)
+    torch.testing.assert_close(module(image, nn.Identity(), None), expected)
 
 
 @torch.no_grad()
 def test_hierarchical_integration_lets_every_pixel_attend_to_the_prior():
     module = stirred(HierarchicalIntegration(dim=6, prior_dim=10, num_heads=2))
     image, prior = torch.randn(2, 2, 3, 6).double(), torch.randn(2, 5, 10).double()
-    found = module(image, prior)
+    found = module(image, prior, None)
     for b in range(2):
         key, value = (module.norm_prior(prior[b]) @ module.to_kv.weight.T).chunk(2, dim=-1)  # [N, C] each
         for y in range(2):
@@ -106,8 +116,9 @@ def test_hierarchical_integration_lets_every_pixel_attend_to_the_prior():
 def test_gradients_are_those_of_finite_differences():
     image = torch.randn(1, 2, 3, 4).double().requires_grad_()
     prior = torch.randn(1, 3, 5).double().requires_grad_()
-    assert torch.autograd.gradcheck(stirred(ChannelAttention(4, 2)), image)
-    assert torch.autograd.gradcheck(stirred(HierarchicalIntegration(4, 5, 2)), (image, prior))
+    attention, integration = stirred(ChannelAttention(4, 2)), stirred(HierarchicalIntegration(4, 5, 2))
+    assert torch.autograd.gradcheck(lambda image: attention(image, nn.Identity(), None), image)
+    assert torch.autograd.gradcheck(lambda image, prior: integration(image, prior, None), (image, prior))
 
 
 @pytest.mark.parametrize("build", [lambda: ChannelAttention(6, 4), lambda: HierarchicalIntegration(6, 16, 4)])

@@ -7,38 +7,66 @@ that what is left for every pixel is one thin matrix product. The projections wh
 are modules of their own, so that hooks (offloading, weight casting) find each weight used in its owner's `forward`.
 """
 
+from collections.abc import Callable
+from itertools import chain
+
 import torch
 from torch import Tensor, nn
 
-from .layers import PixelLinear, conv2d_on_channels_last, linear_of_samples
+from .layers import PartsDepthwise, PartsLinear, linear_of_samples
+from .slicing import Index, add_by_tiles, only, tiles
 
 
-def attention_across_channels(query: Tensor, key: Tensor, temperature: Tensor) -> Tensor:
-    """Attention matrix between channels, softmax(q·kᵀ·τ) with q and k of unit length along the pixels.
-
-    The lengths divide the product rather than every pixel: q·kᵀ / (|q| |k|ᵀ).
+class ChannelProducts:
+    """Inner products between the channels of queries and of keys along the pixels, summed over tiles.
 
     Args:
-        query: [B, H*W, C].
-        key: [B, H*W, C].
-        temperature: τ, [h, 1, 1].
-    Returns:
-        [B, h, c, c].
-    Source:
-        Restormer, arXiv:2111.09881, eq. 1.
+        num_heads: Heads h; only channels of one head are multiplied.
     """
-    num_heads = temperature.shape[0]
-    dtype, wide = query.dtype, torch.promote_types(query.dtype, torch.float32)
-    query_norm, key_norm = (  # [B, h, c, 1], at least 1e-12; three times as fast as torch's norm along this dimension
-        part.to(wide).square().sum(dim=1).clamp(min=1e-24).sqrt().unflatten(-1, (num_heads, -1, 1))
-        for part in (query, key)
-    )
-    query, key = (part.unflatten(-1, (num_heads, -1)).permute(0, 2, 3, 1) for part in (query, key))  # [B, h, c, H*W]
-    if dtype == torch.float16:  # a sum over a million pixels does not fit: divide first
-        similarity = (query / query_norm).to(dtype) @ (key / key_norm).to(dtype).transpose(-1, -2)
-    else:
-        similarity = (query @ key.transpose(-1, -2)).to(wide) / (query_norm * key_norm.transpose(-1, -2))
-    return torch.softmax(similarity.to(wide) * temperature, dim=-1).to(dtype)
+
+    def __init__(self, num_heads: int) -> None:
+        self.num_heads = num_heads
+        self.products: Tensor | float = 0.0  # q·kᵀ, [B, h, c, c], at least float32 as the two below
+        self.query_squares: Tensor | float = 0.0  # |q|², [B, h, c, 1]
+        self.key_squares: Tensor | float = 0.0
+
+    def add(self, query: Tensor, key: Tensor) -> None:
+        """Adds a tile of each, [B, H, W, C]."""
+        wide = torch.promote_types(query.dtype, torch.float32)
+        # Squaring and summing takes a third of the time of torch's norm along this dimension
+        query_squares, key_squares = (
+            part.to(wide).square().sum(dim=(1, 2)).unflatten(-1, (self.num_heads, -1, 1)) for part in (query, key)
+        )
+        query, key = (
+            part.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1) for part in (query, key)
+        )  # [B, h, c, H*W]
+        if query.dtype == torch.float16:  # a sum over a million pixels does not fit: divide first
+            scales = [squares.clamp(min=1e-24).sqrt() for squares in (query_squares, key_squares)]
+            query, key = ((part / scale).half() for part, scale in zip((query, key), scales, strict=True))
+            products = (query @ key.transpose(-1, -2)).float() * scales[0] * scales[1].transpose(-1, -2)
+        else:
+            products = (query @ key.transpose(-1, -2)).to(wide)
+        self.products = self.products + products
+        self.query_squares = self.query_squares + query_squares
+        self.key_squares = self.key_squares + key_squares
+
+    def attention(self, temperature: Tensor) -> Tensor:
+        """Attention matrix between channels, softmax(q·kᵀ·τ) with q and k of unit length along the pixels.
+
+        The lengths divide the product rather than every pixel: q·kᵀ / (|q| |k|ᵀ).
+
+        Args:
+            temperature: τ, [h, 1, 1].
+        Returns:
+            [B, h, c, c], at least float32.
+        Source:
+            Restormer, arXiv:2111.09881, eq. 1.
+        """
+        query_norm, key_norm = (
+            torch.as_tensor(squares).clamp(min=1e-24).sqrt() for squares in (self.query_squares, self.key_squares)
+        )
+        similarity = self.products / (query_norm * key_norm.transpose(-1, -2))
+        return torch.softmax(similarity * temperature, dim=-1)
 
 
 class AttendedProjection(nn.Linear):
@@ -66,15 +94,27 @@ class ChannelAttention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"`dim` must be a multiple of `num_heads`, got dim={dim} and num_heads={num_heads}.")
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
-        self.to_qkv = PixelLinear(dim, 3 * dim, bias=False)
-        self.depthwise = nn.Conv2d(3 * dim, 3 * dim, kernel_size=3, padding=1, groups=3 * dim, bias=False)
+        self.to_qkv = PartsLinear(dim, dim, parts=3)
+        self.depthwise = PartsDepthwise(dim, parts=3)
         self.to_out = AttendedProjection(dim, dim, bias=False)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:  # [B, H, W, C]
-        qkv = conv2d_on_channels_last(self.depthwise, self.to_qkv(hidden_states))
-        query, key, value = qkv.chunk(3, dim=-1)  # [B, H, W, C] each
-        attention = attention_across_channels(query.flatten(1, 2), key.flatten(1, 2), self.temperature)
-        return self.to_out(value, attention)
+    def forward(self, hidden_states: Tensor, normalise: Callable[[Tensor], Tensor], tile_bytes: int | None) -> Tensor:
+        """hidden_states + attention(normalise(hidden_states)), [B, H, W, C]; in place if it takes several tiles."""
+        channels = hidden_states.shape[-1]
+        rows = tiles(hidden_states.shape, tile_bytes, channels * hidden_states.element_size(), margin=1)
+        sums, values = ChannelProducts(len(self.temperature)), []
+        for tile in chain.from_iterable(rows):
+            features = self.to_qkv(normalise(hidden_states[tile.outer]))
+            query, key, value = (part[..., :channels] for part in self.depthwise(features, tile.crop))
+            sums.add(query, key)
+            values.append(value)
+        attention = sums.attention(self.temperature).to(hidden_states.dtype)
+        if only(rows) is not None:
+            return hidden_states + self.to_out(values[0], attention)
+        values.reverse()
+        for tile in chain.from_iterable(rows):
+            hidden_states[tile.inner].add_(self.to_out(values.pop(), attention))
+        return hidden_states
 
 
 class QueryLogits(nn.Linear):
@@ -120,7 +160,13 @@ class HierarchicalIntegration(nn.Module):
         self.to_kv = nn.Linear(prior_dim, 2 * dim, bias=False)
         self.to_out = ValueProjection(dim, dim)
 
-    def forward(self, hidden_states: Tensor, prior: Tensor) -> Tensor:  # [B, H, W, C], [B, N, D]
+    def forward(self, hidden_states: Tensor, prior: Tensor, tile_bytes: int | None) -> Tensor:
+        """hidden_states + attention to the prior, [B, H, W, C] and [B, N, D]; in place if it takes several tiles."""
         key, value = self.to_kv(self.norm_prior(prior)).chunk(2, dim=-1)  # [B, N, C] each
-        logits = self.to_q(self.norm(hidden_states), key, self.num_heads)  # [B, H, W, h, N]
-        return hidden_states + self.to_out(torch.softmax(logits, dim=-1), value)
+
+        def branch(outer: Tensor, crop: Index) -> Tensor:
+            logits = self.to_q(self.norm(outer), key, self.num_heads)  # [B, H, W, h, N]
+            return self.to_out(torch.softmax(logits, dim=-1), value)
+
+        bytes_per_pixel = hidden_states.shape[-1] * hidden_states.element_size()
+        return add_by_tiles(hidden_states, tiles(hidden_states.shape, tile_bytes, bytes_per_pixel), branch)

@@ -6,10 +6,14 @@ Feature maps are [B, H, W, C]: LayerNorm and 1x1 convolutions (here plain linear
 a convolution sees the same memory as a channels-last [B, C, H, W] tensor without a copy.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from .slicing import Index, add_by_tiles, tiles
 
 
 def conv2d_on_channels_last(conv: nn.Conv2d, hidden_states: Tensor) -> Tensor:
@@ -105,40 +109,49 @@ class Upsample(nn.Module):
         return rearrange(hidden_states, "b h w (c i j) -> b (h i) (w j) c", i=2, j=2)
 
 
-def padded(weight: Tensor, dim: int, parts: int = 1, multiple: int = 16) -> Tensor:
-    """`weight` with zeros behind each of the equal `parts` of dimension `dim`, up to a multiple.
+def padded_parts(weight: Tensor, parts: int) -> list[Tensor]:
+    """`weight` cut along its first dimension into equal parts, each with rows of zeros up to a multiple of 16.
 
-    Matrix products of 254 columns run at less than half the speed of 256 (2 CPU cores, float32), and rows of 127 values
-    leave 15 to be done one by one. The zeros change nothing: GELU(0)·0 = 0.
+    Products of 254 columns run at less than half the speed of 256 (CPU, float32). The zeros change nothing: GELU(0)·0 = 0.
     """
-    size = weight.shape[dim] // parts
-    if size % multiple == 0:
-        return weight
-    shape = weight.unflatten(dim, (parts, size))
-    zeros = [0, 0] * (shape.ndim - dim - 2) + [0, -size % multiple]
-    return F.pad(shape, zeros).flatten(dim, dim + 1)
+    return [
+        part if len(part) % 16 == 0 else torch.cat((part, part.new_zeros(-len(part) % 16, *part.shape[1:])))
+        for part in weight.chunk(parts)
+    ]
 
 
-class GatedLinear(nn.Linear):
-    """To gate and value, side by side, each padded to a convenient width."""
+class PartsLinear(nn.Linear):
+    """A linear layer to `parts` features of [B, H, W, width] each, stored as one: apart, each is contiguous in memory."""
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return linear_over_pixels(hidden_states, padded(self.weight, 0, parts=2))
+    def __init__(self, dim: int, width: int, parts: int) -> None:
+        super().__init__(dim, parts * width, bias=False)
+        self.parts = parts
+
+    def forward(self, hidden_states: Tensor) -> list[Tensor]:
+        return [linear_over_pixels(hidden_states, part) for part in padded_parts(self.weight, self.parts)]
 
 
-class GatedDepthwise(nn.Conv2d):
-    """A depthwise convolution of gate and value as `GatedLinear` pads them."""
+class PartsDepthwise(nn.Conv2d):
+    """The 3x3 depthwise convolution of what `PartsLinear` returns."""
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        weight = padded(self.weight, 0, parts=2)
-        return F.conv2d(hidden_states, weight, padding=self.padding, groups=len(weight))
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__(parts * width, parts * width, kernel_size=3, padding=1, groups=parts * width, bias=False)
+        self.parts = parts
+
+    def forward(self, features: list[Tensor], crop: Index) -> list[Tensor]:  # type: ignore[override]
+        # [B, H, W, width] each -> the rectangle `crop` of each
+        return [
+            F.conv2d(part.permute(0, 3, 1, 2), weight, padding=1, groups=len(weight)).permute(0, 2, 3, 1)[crop]
+            for part, weight in zip(features, padded_parts(self.weight, self.parts), strict=True)
+        ]
 
 
 class FromPadded(nn.Linear):
-    """From the padded width."""
+    """A linear layer from features padded by zeros."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return linear_over_pixels(hidden_states, padded(self.weight, 1))
+        zeros = hidden_states.shape[-1] - self.in_features
+        return linear_over_pixels(hidden_states, F.pad(self.weight, (0, zeros)) if zeros else self.weight)
 
 
 class GatedFeedForward(nn.Module):
@@ -151,18 +164,21 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, dim: int, expansion_factor: float) -> None:
         super().__init__()
-        hidden_dim = int(dim * expansion_factor)
-        self.proj_in = GatedLinear(dim, 2 * hidden_dim, bias=False)
-        self.depthwise = GatedDepthwise(
-            2 * hidden_dim, 2 * hidden_dim, kernel_size=3, padding=1, groups=2 * hidden_dim, bias=False
-        )
-        self.proj_out = FromPadded(hidden_dim, dim, bias=False)
+        self.hidden_dim = int(dim * expansion_factor)
+        self.proj_in = PartsLinear(dim, self.hidden_dim, parts=2)
+        self.depthwise = PartsDepthwise(self.hidden_dim, parts=2)
+        self.proj_out = FromPadded(self.hidden_dim, dim, bias=False)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:  # [B, H, W, C]
-        gate, value = conv2d_on_channels_last(self.depthwise, self.proj_in(hidden_states)).chunk(2, dim=-1)
-        if not torch.is_grad_enabled():  # faster in one piece; for a backward pass it would be one more tensor to keep
-            gate = gate.contiguous()
-        return self.proj_out(F.gelu(gate) * value)
+    def forward(self, hidden_states: Tensor, normalise: Callable[[Tensor], Tensor], tile_bytes: int | None) -> Tensor:
+        """hidden_states + feed_forward(normalise(hidden_states)), [B, H, W, C]; in place if it takes several tiles."""
+
+        def branch(outer: Tensor, crop: Index) -> Tensor:
+            gate, value = self.depthwise(self.proj_in(normalise(outer)), crop)
+            gate = F.gelu(gate)
+            return self.proj_out(gate * value if torch.is_grad_enabled() else gate.mul_(value))
+
+        bytes_per_pixel = self.hidden_dim * hidden_states.element_size()
+        return add_by_tiles(hidden_states, tiles(hidden_states.shape, tile_bytes, bytes_per_pixel, margin=1), branch)
 
 
 class Modulation(nn.Module):

@@ -33,9 +33,16 @@ class HIDiffTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.feed_forward = GatedFeedForward(dim, ffn_expansion_factor)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:  # [B, H, W, C]
-        hidden_states = hidden_states + self.attention(self.norm1(hidden_states))
-        return hidden_states + self.feed_forward(self.norm2(hidden_states))
+    def forward(self, hidden_states: Tensor, tile_bytes: int | None) -> Tensor:  # [B, H, W, C]
+        hidden_states = self.attention(hidden_states, self.normalise1, tile_bytes)
+        return self.feed_forward(hidden_states, self.normalise2, tile_bytes)
+
+    # Not the norms themselves: offloading moves modules among the arguments, and their weights may not be there.
+    def normalise1(self, hidden_states: Tensor) -> Tensor:
+        return self.norm1(hidden_states)
+
+    def normalise2(self, hidden_states: Tensor) -> Tensor:
+        return self.norm2(hidden_states)
 
 
 class HIDiffModulatedTransformerBlock(nn.Module):
@@ -50,9 +57,9 @@ class HIDiffModulatedTransformerBlock(nn.Module):
         self.modulation2 = Modulation(prior_dim, dim)
         self.feed_forward = GatedFeedForward(dim, ffn_expansion_factor)
 
-    def forward(self, hidden_states: Tensor, prior: Tensor) -> Tensor:  # [B, H, W, C], [B, D]
-        hidden_states = hidden_states + self.attention(self.modulation1(self.norm1(hidden_states), prior))
-        return hidden_states + self.feed_forward(self.modulation2(self.norm2(hidden_states), prior))
+    def forward(self, hidden_states: Tensor, prior: Tensor, tile_bytes: int | None) -> Tensor:  # [B, H, W, C], [B, D]
+        hidden_states = self.attention(hidden_states, lambda x: self.modulation1(self.norm1(x), prior), tile_bytes)
+        return self.feed_forward(hidden_states, lambda x: self.modulation2(self.norm2(x), prior), tile_bytes)
 
 
 class HIDiffLevel(nn.Module):
@@ -68,13 +75,14 @@ class HIDiffLevel(nn.Module):
         )
         self.gradient_checkpointing = False
 
-    def forward(self, hidden_states: Tensor, prior: Tensor) -> Tensor:  # [B, H, W, C], [B, N, D]
-        hidden_states = self.integration(hidden_states, prior)
+    def forward(self, hidden_states: Tensor, prior: Tensor, tile_bytes: int | None) -> Tensor:
+        # [B, H, W, C], [B, N, D]
+        hidden_states = self.integration(hidden_states, prior, tile_bytes)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states)
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, tile_bytes)
             else:
-                hidden_states = block(hidden_states)
+                hidden_states = block(hidden_states, tile_bytes)
         return hidden_states
 
 
@@ -90,12 +98,12 @@ class HIDiffInnermostLevel(nn.Module):
         )
         self.gradient_checkpointing = False
 
-    def forward(self, hidden_states: Tensor, prior: Tensor) -> Tensor:  # [B, H, W, C], [B, D]
+    def forward(self, hidden_states: Tensor, prior: Tensor, tile_bytes: int | None) -> Tensor:  # [B, H, W, C], [B, D]
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, prior)
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, prior, tile_bytes)
             else:
-                hidden_states = block(hidden_states, prior)
+                hidden_states = block(hidden_states, prior, tile_bytes)
         return hidden_states
 
 
@@ -165,6 +173,44 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         self.decoder1 = level(2 * dim, num_blocks[0], num_heads[0])
         self.refinement = level(2 * dim, num_refinement_blocks, num_heads[0])
         self.conv_out = nn.Conv2d(2 * dim, in_channels, kernel_size=3, padding=1, bias=False)
+        self.slicing: float | bool | None = None  # megabytes a tile, False for none, None for automatic
+
+    def enable_slicing(self, megabytes: float = 16.0) -> None:
+        """Works tile by tile when no gradients are needed: less memory, the same picture to rounding.
+
+        Args:
+            megabytes: Size of the largest tensor of a tile, at least; on a CPU a few, so that the caches hold it.
+        Raises:
+            ValueError: `megabytes` is not positive.
+        """
+        if not megabytes > 0:
+            raise ValueError(f"`megabytes` must be positive, got {megabytes}.")
+        self.slicing = float(megabytes)
+
+    def disable_slicing(self) -> None:
+        """Works on whole feature maps, however large."""
+        self.slicing = False
+
+    def tile_bytes_for(self, blurry: Tensor) -> int | None:
+        """How large a tile's largest tensor may be; None for whole feature maps.
+
+        Unless told otherwise: tiles on the CPU, where they are faster, and elsewhere only if the image would not fit.
+        """
+        if torch.is_grad_enabled() or self.slicing is False:
+            return None
+        if self.slicing is not None:
+            return int(self.slicing * 2**20)
+        if torch.compiler.is_compiling():  # a loop over tiles makes a graph of thousands of nodes
+            return None
+        if blurry.device.type == "cpu":
+            return 16 * 2**20
+        if blurry.device.type == "cuda":
+            hidden = int(2 * self.config.dim * self.config.ffn_expansion_factor)
+            pixels = blurry.numel() // blurry.shape[1]
+            need = pixels * (4 * hidden + 6 * self.config.dim) * self.dtype.itemsize
+            if need > 0.8 * torch.cuda.mem_get_info(blurry.device)[0]:
+                return 64 * 2**20
+        return None
 
     def forward(self, blurry: Tensor, prior: Tensor, return_dict: bool = True) -> HIDiffModelOutput | tuple[Tensor]:
         """Restores an image.
@@ -185,19 +231,21 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         prior2 = self.prior_down2(prior1)  # [B, N/4, D]
         prior3 = self.prior_down3(prior2).squeeze(1)  # [B, D]
 
+        tile_bytes = self.tile_bytes_for(blurry)
         pixels = blurry.to(prior.dtype).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         hidden_states = conv2d_on_channels_last(self.conv_in, pixels)  # [B, H, W, C]
-        skip1 = self.encoder1(hidden_states, prior1)
-        skip2 = self.encoder2(self.down1(skip1), prior2)  # [B, H/2, W/2, 2C]
-        skip3 = self.encoder3(self.down2(skip2), prior2)  # [B, H/4, W/4, 4C]
-        hidden_states = self.latent(self.down3(skip3), prior3)  # [B, H/8, W/8, 8C]
+        skip1 = self.encoder1(hidden_states, prior1, tile_bytes)
+        skip2 = self.encoder2(self.down1(skip1), prior2, tile_bytes)  # [B, H/2, W/2, 2C]
+        skip3 = self.encoder3(self.down2(skip2), prior2, tile_bytes)  # [B, H/4, W/4, 4C]
+        hidden_states = self.latent(self.down3(skip3), prior3, tile_bytes)  # [B, H/8, W/8, 8C]
         hidden_states = self.reduce3(torch.cat((self.up3(hidden_states), skip3), dim=-1))
-        hidden_states = self.decoder3(hidden_states, prior2)  # [B, H/4, W/4, 4C]
+        hidden_states = self.decoder3(hidden_states, prior2, tile_bytes)  # [B, H/4, W/4, 4C]
         hidden_states = self.reduce2(torch.cat((self.up2(hidden_states), skip2), dim=-1))
-        hidden_states = self.decoder2(hidden_states, prior2)  # [B, H/2, W/2, 2C]
+        hidden_states = self.decoder2(hidden_states, prior2, tile_bytes)  # [B, H/2, W/2, 2C]
         hidden_states = torch.cat((self.up1(hidden_states), skip1), dim=-1)
-        hidden_states = self.decoder1(hidden_states, prior1)  # [B, H, W, 2C]
-        hidden_states = self.refinement(hidden_states, prior1)
+        del skip1, skip2, skip3  # not needed while the widest level works
+        hidden_states = self.decoder1(hidden_states, prior1, tile_bytes)  # [B, H, W, 2C]
+        hidden_states = self.refinement(hidden_states, prior1, tile_bytes)
         restored = conv2d_on_channels_last(self.conv_out, hidden_states).permute(0, 3, 1, 2) + blurry
 
         if not return_dict:
