@@ -9,6 +9,7 @@ from diffusers_hidiff.models.attention import (
     ChannelProducts,
     HierarchicalIntegration,
 )
+from diffusers_hidiff.models.slicing import WHOLE
 
 
 def stirred(module: nn.Module) -> nn.Module:
@@ -21,10 +22,10 @@ def stirred(module: nn.Module) -> nn.Module:
 
 def attention_across_channels(query: Tensor, key: Tensor, temperature: Tensor) -> Tensor:
     """[B, P, C], [B, P, C] -> [B, h, c, c], summed in two pieces of unequal length."""
-    sums, first = ChannelProducts(len(temperature)), query.shape[1] // 3
-    for piece in (slice(0, first), slice(first, None)):
-        sums.add(query[:, None, piece], key[:, None, piece])
-    return sums.attention(temperature)
+    first = query.shape[1] // 3
+    pieces = (slice(0, first), slice(first, None))
+    parts = [ChannelProducts.of(query[:, None, p], key[:, None, p], len(temperature)) for p in pieces]
+    return ChannelProducts.sum(parts).attention(temperature)
 
 
 def plain_attention_across_channels(query: Tensor, key: Tensor, temperature: Tensor) -> Tensor:
@@ -92,14 +93,14 @@ def test_channel_attention_is_that_of_the_paper():
             attention = plain_attention_across_channels(query, key, module.temperature[h, 0, 0])
             expected[b, :, 3 * h : 3 * h + 3] = value @ attention.T
     expected = image + (expected @ module.to_out.weight.T).view(image.shape)
-    torch.testing.assert_close(module(image, nn.Identity(), None), expected)
+    torch.testing.assert_close(module(image, nn.Identity(), WHOLE), expected)
 
 
 @torch.no_grad()
 def test_hierarchical_integration_lets_every_pixel_attend_to_the_prior():
     module = stirred(HierarchicalIntegration(dim=6, prior_dim=10, num_heads=2))
     image, prior = torch.randn(2, 2, 3, 6).double(), torch.randn(2, 5, 10).double()
-    found = module(image, prior, None)
+    found = module(image, prior, WHOLE)
     for b in range(2):
         key, value = (module.norm_prior(prior[b]) @ module.to_kv.weight.T).chunk(2, dim=-1)  # [N, C] each
         for y in range(2):
@@ -117,8 +118,8 @@ def test_gradients_are_those_of_finite_differences():
     image = torch.randn(1, 2, 3, 4).double().requires_grad_()
     prior = torch.randn(1, 3, 5).double().requires_grad_()
     attention, integration = stirred(ChannelAttention(4, 2)), stirred(HierarchicalIntegration(4, 5, 2))
-    assert torch.autograd.gradcheck(lambda image: attention(image, nn.Identity(), None), image)
-    assert torch.autograd.gradcheck(lambda image, prior: integration(image, prior, None), (image, prior))
+    assert torch.autograd.gradcheck(lambda image: attention(image, nn.Identity(), WHOLE), image)
+    assert torch.autograd.gradcheck(lambda image, prior: integration(image, prior, WHOLE), (image, prior))
 
 
 @pytest.mark.parametrize("build", [lambda: ChannelAttention(6, 4), lambda: HierarchicalIntegration(6, 16, 4)])

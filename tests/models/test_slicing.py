@@ -3,12 +3,13 @@ import sys
 
 import pytest
 import torch
-from tiny import tiny_images, tiny_prior, tiny_transformer
+from tiny import tiny_condition_encoder, tiny_images, tiny_prior, tiny_transformer
 from torch import nn
 
-from diffusers_hidiff.models.attention import ChannelAttention
+from diffusers_hidiff.models.attention import ChannelAttention, ChannelProducts
+from diffusers_hidiff.models.latent_encoder import pool
 from diffusers_hidiff.models.layers import GatedFeedForward
-from diffusers_hidiff.models.slicing import tiles
+from diffusers_hidiff.models.slicing import WHOLE, Slicing, neighbourhood, tile_side, tiles
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 4), (2, 5, 300, 4), (1, 64, 80, 4), (3, 17, 33, 4)])
@@ -16,7 +17,7 @@ from diffusers_hidiff.models.slicing import tiles
 def test_tiles_cover_every_pixel_once_and_see_their_margin(shape, margin):
     seen = torch.zeros(shape)
     numbers = torch.arange(seen.numel()).view(shape)
-    for row in tiles(shape, tile_bytes=1, bytes_per_pixel=4, margin=margin):
+    for row in tiles(shape, side=16, margin=margin):
         for tile in row:
             seen[tile.inner] += 1
             assert torch.equal(numbers[tile.outer][tile.crop], numbers[tile.inner])
@@ -28,9 +29,10 @@ def test_tiles_cover_every_pixel_once_and_see_their_margin(shape, margin):
 
 
 def test_the_largest_tensor_of_a_tile_is_as_large_as_asked():
-    tile = tiles((2, 500, 500, 4), tile_bytes=2**20, bytes_per_pixel=32)[0][0]
-    _, rows, columns = tile.inner
-    assert 0.5 * 2**20 < 2 * 32 * (rows.stop - rows.start) * (columns.stop - columns.start) <= 2**20
+    side = tile_side((2, 500, 400, 4), tile_bytes=2**20, bytes_per_pixel=32)
+    assert 0.9 * 2**20 < 2 * 32 * side**2 <= 2**20
+    assert tile_side((2, 500, 400, 4), tile_bytes=1, bytes_per_pixel=32) == 16
+    assert tile_side((2, 500, 400, 4), tile_bytes=None, bytes_per_pixel=32) == 500
 
 
 @torch.no_grad()
@@ -50,9 +52,9 @@ def test_slicing_changes_nothing_but_rounding(batch_size, size):
 def test_several_tiles_are_added_in_place_and_a_single_one_is_not(build):
     module, image = build(), torch.randn(1, 40, 50, 8)
     before = image.clone()
-    expected = module(image, nn.Identity(), None)
+    expected = module(image, nn.Identity(), WHOLE)
     assert torch.equal(image, before)
-    found = module(image, nn.Identity(), 1)
+    found = module(image, nn.Identity(), Slicing(tile_bytes=1))
     assert found is image
     torch.testing.assert_close(found, expected)
 
@@ -60,7 +62,8 @@ def test_several_tiles_are_added_in_place_and_a_single_one_is_not(build):
 def test_training_never_slices():
     model = tiny_transformer()
     model.enable_slicing(megabytes=1e-6)
-    assert model.tile_bytes_for(tiny_images()) is None
+    model.enable_local_statistics(window=8)
+    assert model.slicing_for(tiny_images()) == WHOLE
     model(tiny_images(1, 64, 64), tiny_prior()).sample.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -79,6 +82,51 @@ def test_the_cpu_slices_unless_told_otherwise():
 def test_a_tile_of_no_size_is_refused(megabytes):
     with pytest.raises(ValueError, match="`megabytes` must be positive"):
         tiny_transformer().enable_slicing(megabytes)
+
+
+def test_a_neighbourhood_lies_around_its_element_and_moves_inside_at_the_border():
+    rows = [[10 * i + j for j in range(6)] for i in range(4)]
+    assert neighbourhood(rows, 2, 3, 3) == [12, 13, 14, 22, 23, 24, 32, 33, 34]
+    assert neighbourhood(rows, 0, 5, 3) == [3, 4, 5, 13, 14, 15, 23, 24, 25]
+    assert neighbourhood(rows, 1, 1, 9) == [*range(6), *range(10, 16), *range(20, 26), *range(30, 36)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [64, 72, 128])
+def test_a_window_as_large_as_the_image_is_the_published_method(window):
+    model = tiny_transformer().double()
+    blurry, prior = tiny_images(1, 64, 40).double(), tiny_prior().double()
+    expected = model(blurry, prior).sample
+    model.enable_local_statistics(window)
+    torch.testing.assert_close(model(blurry, prior).sample, expected, rtol=0, atol=1e-12)
+    model.enable_local_statistics(32)
+    assert (model(blurry, prior).sample - expected).abs().max() > 1e-6
+    model.disable_local_statistics()
+    assert torch.equal(model(blurry, prior).sample, expected)
+
+
+@torch.no_grad()
+def test_channel_attention_over_a_window_is_that_of_the_window_cut_out():
+    attention, image = ChannelAttention(8, 2).double(), torch.randn(1, 30, 20, 8).double()
+    found = attention(image.clone(), nn.Identity(), Slicing(window=10))  # tiles of 2, so the window begins 4 before one
+    query, key, value = (part[..., :8] for part in attention.depthwise(attention.to_qkv(image), (slice(None),) * 3))
+    tile, window = (slice(None), slice(12, 14), slice(8, 10)), (slice(None), slice(8, 18), slice(4, 14))
+    matrix = ChannelProducts.of(query[window], key[window], 2).attention(attention.temperature)
+    torch.testing.assert_close(found[tile], image[tile] + attention.to_out(value[tile], matrix))
+
+
+def test_pooling_over_windows_averages_their_grids():
+    features = torch.rand(2, 3, 12, 8)
+    assert torch.equal(pool(features, 4, None), pool(features, 4, 12))
+    expected = torch.stack([pool(features[:, :, y : y + 8], 4, None) for y in (0, 4)]).mean(dim=0)
+    torch.testing.assert_close(pool(features, 4, 8), expected)
+
+
+@pytest.mark.parametrize("window", [0, -8, 20])
+@pytest.mark.parametrize("build", [tiny_transformer, tiny_condition_encoder])
+def test_a_window_that_is_no_positive_multiple_of_8_is_refused(build, window):
+    with pytest.raises(ValueError, match=f"`window` must be a positive multiple of 8, got {window}"):
+        build().enable_local_statistics(window)
 
 
 PEAK = """

@@ -162,7 +162,7 @@ def test_components_are_shared_by_from_pipe_and_components(gopro_pipeline):
 def test_the_call_has_the_promised_signature():
     assert list(inspect.signature(HIDiffPipeline.__call__).parameters)[1:] == [
         *("image", "num_inference_steps", "timesteps", "generator", "latents", "prior", "output_type", "return_dict"),
-        *("callback_on_step_end", "callback_on_step_end_tensor_inputs"),
+        *("callback_on_step_end", "callback_on_step_end_tensor_inputs", "num_priors", "average", "self_ensemble"),
     ]
 
 
@@ -219,3 +219,70 @@ def test_a_model_on_the_disk_is_not_changed_by_a_call(gopro_pipeline):
     gopro_pipeline(ZEROS)
     assert all(torch.equal(before[name], value) for name, value in gopro_pipeline.transformer.state_dict().items())
     assert all(p.grad is None for p in gopro_pipeline.transformer.parameters())
+
+
+def test_several_priors_of_an_image_are_averaged(pipeline):
+    image = photo(16, 24)
+    generator = seeded(3)
+    alone = [pipeline(image, generator=generator, output_type="latent").images for _ in range(3)]
+    mean = torch.stack(alone).mean(dim=0)
+    found = pipeline(image, generator=seeded(3), num_priors=3, output_type="latent").images
+    torch.testing.assert_close(found, mean)
+    expected = pipeline(image, prior=mean, output_type="pt").images
+    torch.testing.assert_close(pipeline(image, generator=seeded(3), num_priors=3, output_type="pt").images, expected)
+
+
+@pytest.fixture
+def mild_pipeline(realblur_pipeline):
+    """Its images stay within 0 and 1, so that no clamp stands between them and their mean."""
+    with torch.no_grad():
+        realblur_pipeline.transformer.conv_out.weight.mul_(0.01)
+    return realblur_pipeline
+
+
+def test_or_their_images_are(mild_pipeline):
+    image = torch.rand(1, 3, 16, 24) / 2 + 0.25
+    generator = seeded(3)
+    alone = [mild_pipeline(image, generator=generator, output_type="pt").images for _ in range(3)]
+    assert all(((one > 0) & (one < 1)).all() for one in alone)
+    assert not torch.equal(alone[0], alone[1])
+    found = mild_pipeline(image, generator=seeded(3), num_priors=3, average="image", output_type="pt").images
+    torch.testing.assert_close(found, torch.stack(alone).mean(dim=0))
+
+
+def test_a_scheduler_that_remembers_steps_begins_anew_for_every_prior(gopro_pipeline):
+    config = gopro_pipeline.scheduler.config
+    gopro_pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(config)
+    image, generator = photo(8, 8), seeded(3)
+    alone = [gopro_pipeline(image, generator=generator, output_type="latent").images for _ in range(2)]
+    found = gopro_pipeline(image, generator=seeded(3), num_priors=2, output_type="latent").images
+    torch.testing.assert_close(found, torch.stack(alone).mean(dim=0))
+
+
+def test_the_self_ensemble_is_the_mean_over_flips_and_rotations(mild_pipeline):
+    image, latents = torch.rand(1, 3, 16, 24) / 2 + 0.25, torch.randn(1, 16, 16)
+    total = torch.zeros_like(image)
+    for flip in (False, True):
+        for turns in range(4):
+            turned = torch.rot90(image.flip(-1) if flip else image, turns, (2, 3))
+            restored = mild_pipeline(turned, latents=latents, output_type="pt").images
+            restored = torch.rot90(restored, -turns, (2, 3))
+            total += (restored.flip(-1) if flip else restored) / 8
+    found = mild_pipeline(image, latents=latents, self_ensemble=True, output_type="pt").images
+    torch.testing.assert_close(found, total)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_priors": 0}, ValueError, "`num_priors` must be at least 1, got 0"),
+        ({"num_priors": 1.5}, TypeError, "`num_priors` must be an integer, got 1.5"),
+        ({"num_priors": 2, "latents": torch.zeros(1, 16, 16)}, ValueError, "`num_priors` must be 1 if"),
+        ({"average": "mean"}, ValueError, "`average` must be 'prior' or 'image', got 'mean'"),
+        ({"self_ensemble": True, "output_type": "latent"}, ValueError, "`self_ensemble` needs a prior for each"),
+        ({"self_ensemble": True, "prior": torch.zeros(1, 16, 16)}, ValueError, "`self_ensemble` needs a prior for"),
+    ],
+)
+def test_averages_that_make_no_sense_are_refused(gopro_pipeline, options, error, message):
+    with pytest.raises(error, match=message):
+        gopro_pipeline(photo(8, 8), **options)

@@ -7,48 +7,55 @@ that what is left for every pixel is one thin matrix product. The projections wh
 are modules of their own, so that hooks (offloading, weight casting) find each weight used in its owner's `forward`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import reduce
 from itertools import chain
+from math import ceil
 
 import torch
 from torch import Tensor, nn
 
 from .layers import PartsDepthwise, PartsLinear, linear_of_samples
-from .slicing import Index, add_by_tiles, only, tiles
+from .slicing import Index, Slicing, add_by_tiles, neighbourhood, only, tile_side, tiles
+
+WINDOW_TILES = 5  # tiles along the side of a window of local statistics; odd, so that one is in the middle
 
 
+@dataclass(frozen=True)
 class ChannelProducts:
-    """Inner products between the channels of queries and of keys along the pixels, summed over tiles.
+    """Inner products between the channels of queries and of keys along the pixels; those of tiles add up to the image's.
 
     Args:
-        num_heads: Heads h; only channels of one head are multiplied.
+        products: q·kᵀ of channels of one head, [B, h, c, c], at least float32, as the two below.
+        query_squares: |q|², [B, h, c, 1].
+        key_squares: |k|², [B, h, c, 1].
     """
 
-    def __init__(self, num_heads: int) -> None:
-        self.num_heads = num_heads
-        self.products: Tensor | float = 0.0  # q·kᵀ, [B, h, c, c], at least float32 as the two below
-        self.query_squares: Tensor | float = 0.0  # |q|², [B, h, c, 1]
-        self.key_squares: Tensor | float = 0.0
+    products: Tensor
+    query_squares: Tensor
+    key_squares: Tensor
 
-    def add(self, query: Tensor, key: Tensor) -> None:
-        """Adds a tile of each, [B, H, W, C]."""
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, num_heads: int) -> "ChannelProducts":
+        """Those of [B, H, W, C] each."""
         wide = torch.promote_types(query.dtype, torch.float32)
         # Squaring and summing takes a third of the time of torch's norm along this dimension
-        query_squares, key_squares = (
-            part.to(wide).square().sum(dim=(1, 2)).unflatten(-1, (self.num_heads, -1, 1)) for part in (query, key)
-        )
+        squares = [part.to(wide).square().sum(dim=(1, 2)).unflatten(-1, (num_heads, -1, 1)) for part in (query, key)]
         query, key = (
-            part.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).permute(0, 2, 3, 1) for part in (query, key)
+            part.flatten(1, 2).unflatten(-1, (num_heads, -1)).permute(0, 2, 3, 1) for part in (query, key)
         )  # [B, h, c, H*W]
         if query.dtype == torch.float16:  # a sum over a million pixels does not fit: divide first
-            scales = [squares.clamp(min=1e-24).sqrt() for squares in (query_squares, key_squares)]
+            scales = [part.clamp(min=1e-24).sqrt() for part in squares]
             query, key = ((part / scale).half() for part, scale in zip((query, key), scales, strict=True))
             products = (query @ key.transpose(-1, -2)).float() * scales[0] * scales[1].transpose(-1, -2)
         else:
             products = (query @ key.transpose(-1, -2)).to(wide)
-        self.products = self.products + products
-        self.query_squares = self.query_squares + query_squares
-        self.key_squares = self.key_squares + key_squares
+        return cls(products, *squares)
+
+    @classmethod
+    def sum(cls, parts: Iterable["ChannelProducts"]) -> "ChannelProducts":
+        return reduce(lambda a, b: cls(*(getattr(a, f.name) + getattr(b, f.name) for f in fields(cls))), parts)
 
     def attention(self, temperature: Tensor) -> Tensor:
         """Attention matrix between channels, softmax(q·kᵀ·τ) with q and k of unit length along the pixels.
@@ -62,9 +69,7 @@ class ChannelProducts:
         Source:
             Restormer, arXiv:2111.09881, eq. 1.
         """
-        query_norm, key_norm = (
-            torch.as_tensor(squares).clamp(min=1e-24).sqrt() for squares in (self.query_squares, self.key_squares)
-        )
+        query_norm, key_norm = (squares.clamp(min=1e-24).sqrt() for squares in (self.query_squares, self.key_squares))
         similarity = self.products / (query_norm * key_norm.transpose(-1, -2))
         return torch.softmax(similarity * temperature, dim=-1)
 
@@ -98,22 +103,35 @@ class ChannelAttention(nn.Module):
         self.depthwise = PartsDepthwise(dim, parts=3)
         self.to_out = AttendedProjection(dim, dim, bias=False)
 
-    def forward(self, hidden_states: Tensor, normalise: Callable[[Tensor], Tensor], tile_bytes: int | None) -> Tensor:
-        """hidden_states + attention(normalise(hidden_states)), [B, H, W, C]; in place if it takes several tiles."""
-        channels = hidden_states.shape[-1]
-        rows = tiles(hidden_states.shape, tile_bytes, channels * hidden_states.element_size(), margin=1)
-        sums, values = ChannelProducts(len(self.temperature)), []
-        for tile in chain.from_iterable(rows):
+    def forward(self, hidden_states: Tensor, normalise: Callable[[Tensor], Tensor], slicing: Slicing) -> Tensor:
+        """hidden_states + attention(normalise(hidden_states)), [B, H, W, C]; in place if it takes several tiles.
+
+        With a `slicing.window` the attention of a tile is that of the window around it (TLC, arXiv:2112.04491).
+        """
+        shape, (num_heads, *_) = hidden_states.shape, self.temperature.shape
+        side = tile_side(shape, slicing.tile_bytes, shape[-1] * hidden_states.element_size())
+        if slicing.window is not None:
+            side = min(side, ceil(slicing.window / WINDOW_TILES))
+        rows = tiles(shape, side, margin=1)
+
+        products: list[list[ChannelProducts]] = [[] for _ in rows]
+        values: list[list[Tensor]] = [[] for _ in rows]
+        for i, tile in ((i, tile) for i, row in enumerate(rows) for tile in row):
             features = self.to_qkv(normalise(hidden_states[tile.outer]))
-            query, key, value = (part[..., :channels] for part in self.depthwise(features, tile.crop))
-            sums.add(query, key)
-            values.append(value)
-        attention = sums.attention(self.temperature).to(hidden_states.dtype)
+            query, key, value = (part[..., : shape[-1]] for part in self.depthwise(features, tile.crop))
+            products[i].append(ChannelProducts.of(query, key, num_heads))
+            values[i].append(value)
+        attention = ChannelProducts.sum(chain.from_iterable(products)).attention(self.temperature)
         if only(rows) is not None:
-            return hidden_states + self.to_out(values[0], attention)
-        values.reverse()
-        for tile in chain.from_iterable(rows):
-            hidden_states[tile.inner].add_(self.to_out(values.pop(), attention))
+            return hidden_states + self.to_out(values[0][0], attention.to(hidden_states.dtype))
+
+        for i, row in enumerate(rows):
+            for j, tile in enumerate(row):
+                if slicing.window is not None:
+                    around = neighbourhood(products, i, j, ceil(slicing.window / side))
+                    attention = ChannelProducts.sum(around).attention(self.temperature)
+                hidden_states[tile.inner].add_(self.to_out(values[i][j], attention.to(hidden_states.dtype)))
+            values[i].clear()
         return hidden_states
 
 
@@ -160,7 +178,7 @@ class HierarchicalIntegration(nn.Module):
         self.to_kv = nn.Linear(prior_dim, 2 * dim, bias=False)
         self.to_out = ValueProjection(dim, dim)
 
-    def forward(self, hidden_states: Tensor, prior: Tensor, tile_bytes: int | None) -> Tensor:
+    def forward(self, hidden_states: Tensor, prior: Tensor, slicing: Slicing) -> Tensor:
         """hidden_states + attention to the prior, [B, H, W, C] and [B, N, D]; in place if it takes several tiles."""
         key, value = self.to_kv(self.norm_prior(prior)).chunk(2, dim=-1)  # [B, N, C] each
 
@@ -169,4 +187,5 @@ class HierarchicalIntegration(nn.Module):
             return self.to_out(torch.softmax(logits, dim=-1), value)
 
         bytes_per_pixel = hidden_states.shape[-1] * hidden_states.element_size()
-        return add_by_tiles(hidden_states, tiles(hidden_states.shape, tile_bytes, bytes_per_pixel), branch)
+        side = tile_side(hidden_states.shape, slicing.tile_bytes, bytes_per_pixel)
+        return add_by_tiles(hidden_states, tiles(hidden_states.shape, side), branch)

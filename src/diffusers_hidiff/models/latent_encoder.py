@@ -4,6 +4,7 @@ B batch · H, W pixels · N = grid_size² prior tokens · D = 4·embed_dim prior
 """
 
 from collections.abc import Callable
+from math import ceil
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,32 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "leaky_relu"
 
 def conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+
+
+def pool(hidden_states: Tensor, grid_size: int, window: int | None) -> Tensor:
+    """Means over the cells of a grid, [B, C, h, w] -> [B, C, grid_size, grid_size].
+
+    Args:
+        hidden_states: [B, C, h, w].
+        grid_size: Cells along each side.
+        window: The grid is laid over windows of this height and width, each half over the next, and its means are averaged;
+            None lays it over the whole.
+    """
+    height, width = hidden_states.shape[-2:]
+    if window is None or window >= max(height, width):
+        return F.adaptive_avg_pool2d(hidden_states, grid_size)
+
+    def starts(length: int) -> list[int]:
+        room = max(0, length - window)
+        number = ceil(2 * room / window) + 1
+        return [round(room * i / max(1, number - 1)) for i in range(number)]
+
+    grids = [
+        F.adaptive_avg_pool2d(hidden_states[..., y : y + window, x : x + window], grid_size)
+        for y in starts(height)
+        for x in starts(width)
+    ]
+    return torch.stack(grids).mean(dim=0)
 
 
 class ResidualBlock(nn.Module):
@@ -91,6 +118,27 @@ class HIDiffLatentEncoder(ModelMixin, ConfigMixin):
         self.proj_out = nn.Linear(head_dim, prior_dim)
         self.act_out = act()
         self.gradient_checkpointing = False
+        self.local_window: int | None = None
+
+    def enable_local_statistics(self, window: int) -> None:
+        """Pools windows instead of the whole image, as in training on patches, and averages what they give.
+
+        Changes the result for images larger than the window.
+
+        Args:
+            window: Height and width in pixels of the image, about those of the training patches; a multiple of 8.
+        Raises:
+            ValueError: `window` is no positive multiple of 8.
+        Source:
+            TLC, arXiv:2112.04491.
+        """
+        if window <= 0 or window % 8:
+            raise ValueError(f"`window` must be a positive multiple of 8, got {window}.")
+        self.local_window = window
+
+    def disable_local_statistics(self) -> None:
+        """Pools the whole image, as published."""
+        self.local_window = None
 
     def forward(
         self, blurry: Tensor, sharp: Tensor | None = None, return_dict: bool = True
@@ -119,7 +167,8 @@ class HIDiffLatentEncoder(ModelMixin, ConfigMixin):
                 hidden_states = self._gradient_checkpointing_func(block, hidden_states)
             else:
                 hidden_states = block(hidden_states)
-        hidden_states = F.adaptive_avg_pool2d(self.head(hidden_states), self.config.grid_size)
+        window = None if self.local_window is None else self.local_window // 4
+        hidden_states = pool(self.head(hidden_states), self.config.grid_size, window)
         tokens = hidden_states.flatten(2).transpose(1, 2)  # [B, N, head_dim]
         tokens = self.act_out(self.proj_out(self.mixer(tokens)))  # [B, N, D]
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .slicing import Index, add_by_tiles, tiles
+from .slicing import Index, Slicing, add_by_tiles, tile_side, tiles
 
 
 def conv2d_on_channels_last(conv: nn.Conv2d, hidden_states: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class GatedFeedForward(nn.Module):
         self.depthwise = PartsDepthwise(self.hidden_dim, parts=2)
         self.proj_out = FromPadded(self.hidden_dim, dim, bias=False)
 
-    def forward(self, hidden_states: Tensor, normalise: Callable[[Tensor], Tensor], tile_bytes: int | None) -> Tensor:
+    def forward(self, hidden_states: Tensor, normalise: Callable[[Tensor], Tensor], slicing: Slicing) -> Tensor:
         """hidden_states + feed_forward(normalise(hidden_states)), [B, H, W, C]; in place if it takes several tiles."""
 
         def branch(outer: Tensor, crop: Index) -> Tensor:
@@ -178,7 +178,8 @@ class GatedFeedForward(nn.Module):
             return self.proj_out(gate * value if torch.is_grad_enabled() else gate.mul_(value))
 
         bytes_per_pixel = self.hidden_dim * hidden_states.element_size()
-        return add_by_tiles(hidden_states, tiles(hidden_states.shape, tile_bytes, bytes_per_pixel, margin=1), branch)
+        side = tile_side(hidden_states.shape, slicing.tile_bytes, bytes_per_pixel)
+        return add_by_tiles(hidden_states, tiles(hidden_states.shape, side, margin=1), branch)
 
 
 class Modulation(nn.Module):

@@ -7,13 +7,34 @@ B batch · H, W pixels · C channels
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, isqrt
 from typing import TypeVar
 
 from torch import Tensor
 
 Index = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Slicing:
+    """How sub-layers go through a feature map.
+
+    Args:
+        tile_bytes: How large the largest tensor of a tile may be; None for whole feature maps.
+        window: Height and width of the windows whose pixels share an attention between channels, at the level at hand;
+            None for the whole image.
+    """
+
+    tile_bytes: int | None = None
+    window: int | None = None
+
+    def inner(self, level: int) -> "Slicing":
+        """The same at a level of 1 / 2^level the height and width."""
+        return self if self.window is None else replace(self, window=max(1, self.window // 2**level))
+
+
+WHOLE = Slicing()
 Element = TypeVar("Element")
 
 
@@ -41,27 +62,46 @@ def spans(length: int, longest: int, margin: int) -> Iterator[tuple[slice, slice
         yield slice(start, stop), slice(first, last), slice(start - first, stop - first)
 
 
-def tiles(shape: Sequence[int], tile_bytes: int | None, bytes_per_pixel: int, margin: int = 0) -> list[list[Tile]]:
+def tile_side(shape: Sequence[int], tile_bytes: int | None, bytes_per_pixel: int) -> int:
+    """Height and width of tiles of [B, H, W, C] whose largest tensor has at most `tile_bytes`, but at least 16.
+
+    Args:
+        shape: B, H, W, C.
+        tile_bytes: None for one tile.
+        bytes_per_pixel: What that tensor takes for a pixel of one image.
+    """
+    batch_size, height, width = shape[:3]
+    if tile_bytes is None:
+        return max(height, width)
+    return max(16, isqrt(tile_bytes // (batch_size * bytes_per_pixel)))
+
+
+def tiles(shape: Sequence[int], side: int, margin: int = 0) -> list[list[Tile]]:
     """Rows of nearly square tiles that cover [B, H, W, C].
 
     Args:
         shape: B, H, W, C.
-        tile_bytes: How large the largest tensor of a tile may be; None for one tile.
-        bytes_per_pixel: What that tensor takes for a pixel of one image.
+        side: No tile is higher or wider.
         margin: How far a tile's result depends on its neighbours, in pixels.
     """
-    batch_size, height, width = shape[:3]
-    side = max(height, width)
-    if tile_bytes is not None:
-        side = max(16, isqrt(tile_bytes // (batch_size * bytes_per_pixel)))
     every = slice(None)
     return [
         [
             Tile(*((every, row, column) for row, column in zip(rows, columns, strict=True)))
-            for columns in spans(width, side, margin)
+            for columns in spans(shape[2], side, margin)
         ]
-        for rows in spans(height, side, margin)
+        for rows in spans(shape[1], side, margin)
     ]
+
+
+def neighbourhood(rows: Sequence[Sequence[Element]], i: int, j: int, width: int) -> list[Element]:
+    """The elements of the square of `width` x `width` around [i][j], moved inside where it would stick out."""
+
+    def span(k: int, length: int) -> slice:
+        start = max(0, min(k - width // 2, length - width))
+        return slice(start, start + width)
+
+    return [element for row in rows[span(i, len(rows))] for element in row[span(j, len(row))]]
 
 
 def only(rows: Sequence[Sequence[Element]]) -> Element | None:

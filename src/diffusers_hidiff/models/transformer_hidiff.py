@@ -21,6 +21,7 @@ from .layers import (
     conv2d_on_channels_last,
 )
 from .outputs import HIDiffModelOutput
+from .slicing import WHOLE, Slicing
 
 
 class HIDiffTransformerBlock(nn.Module):
@@ -33,9 +34,9 @@ class HIDiffTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.feed_forward = GatedFeedForward(dim, ffn_expansion_factor)
 
-    def forward(self, hidden_states: Tensor, tile_bytes: int | None) -> Tensor:  # [B, H, W, C]
-        hidden_states = self.attention(hidden_states, self.normalise1, tile_bytes)
-        return self.feed_forward(hidden_states, self.normalise2, tile_bytes)
+    def forward(self, hidden_states: Tensor, slicing: Slicing) -> Tensor:  # [B, H, W, C]
+        hidden_states = self.attention(hidden_states, self.normalise1, slicing)
+        return self.feed_forward(hidden_states, self.normalise2, slicing)
 
     # Not the norms themselves: offloading moves modules among the arguments, and their weights may not be there.
     def normalise1(self, hidden_states: Tensor) -> Tensor:
@@ -57,9 +58,9 @@ class HIDiffModulatedTransformerBlock(nn.Module):
         self.modulation2 = Modulation(prior_dim, dim)
         self.feed_forward = GatedFeedForward(dim, ffn_expansion_factor)
 
-    def forward(self, hidden_states: Tensor, prior: Tensor, tile_bytes: int | None) -> Tensor:  # [B, H, W, C], [B, D]
-        hidden_states = self.attention(hidden_states, lambda x: self.modulation1(self.norm1(x), prior), tile_bytes)
-        return self.feed_forward(hidden_states, lambda x: self.modulation2(self.norm2(x), prior), tile_bytes)
+    def forward(self, hidden_states: Tensor, prior: Tensor, slicing: Slicing) -> Tensor:  # [B, H, W, C], [B, D]
+        hidden_states = self.attention(hidden_states, lambda x: self.modulation1(self.norm1(x), prior), slicing)
+        return self.feed_forward(hidden_states, lambda x: self.modulation2(self.norm2(x), prior), slicing)
 
 
 class HIDiffLevel(nn.Module):
@@ -75,14 +76,14 @@ class HIDiffLevel(nn.Module):
         )
         self.gradient_checkpointing = False
 
-    def forward(self, hidden_states: Tensor, prior: Tensor, tile_bytes: int | None) -> Tensor:
+    def forward(self, hidden_states: Tensor, prior: Tensor, slicing: Slicing) -> Tensor:
         # [B, H, W, C], [B, N, D]
-        hidden_states = self.integration(hidden_states, prior, tile_bytes)
+        hidden_states = self.integration(hidden_states, prior, slicing)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, tile_bytes)
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, slicing)
             else:
-                hidden_states = block(hidden_states, tile_bytes)
+                hidden_states = block(hidden_states, slicing)
         return hidden_states
 
 
@@ -98,12 +99,12 @@ class HIDiffInnermostLevel(nn.Module):
         )
         self.gradient_checkpointing = False
 
-    def forward(self, hidden_states: Tensor, prior: Tensor, tile_bytes: int | None) -> Tensor:  # [B, H, W, C], [B, D]
+    def forward(self, hidden_states: Tensor, prior: Tensor, slicing: Slicing) -> Tensor:  # [B, H, W, C], [B, D]
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, prior, tile_bytes)
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, prior, slicing)
             else:
-                hidden_states = block(hidden_states, prior, tile_bytes)
+                hidden_states = block(hidden_states, prior, slicing)
         return hidden_states
 
 
@@ -173,33 +174,60 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         self.decoder1 = level(2 * dim, num_blocks[0], num_heads[0])
         self.refinement = level(2 * dim, num_refinement_blocks, num_heads[0])
         self.conv_out = nn.Conv2d(2 * dim, in_channels, kernel_size=3, padding=1, bias=False)
-        self.slicing: float | bool | None = None  # megabytes a tile, False for none, None for automatic
+        self.tile_megabytes: float | None = None
+        self.slicing_disabled = False
+        self.local_window: int | None = None
 
     def enable_slicing(self, megabytes: float = 16.0) -> None:
         """Works tile by tile when no gradients are needed: less memory, the same picture to rounding.
 
         Args:
-            megabytes: Size of the largest tensor of a tile, at least; on a CPU a few, so that the caches hold it.
+            megabytes: Size of the largest tensor of a tile; on a CPU as much as its last cache holds.
         Raises:
             ValueError: `megabytes` is not positive.
         """
         if not megabytes > 0:
             raise ValueError(f"`megabytes` must be positive, got {megabytes}.")
-        self.slicing = float(megabytes)
+        self.tile_megabytes, self.slicing_disabled = float(megabytes), False
 
     def disable_slicing(self) -> None:
         """Works on whole feature maps, however large."""
-        self.slicing = False
+        self.tile_megabytes, self.slicing_disabled = None, True
+
+    def enable_local_statistics(self, window: int) -> None:
+        """Channel attention over a window around each pixel instead of the whole image, as in training on patches.
+
+        Changes the picture of images larger than the window; for inference alone.
+
+        Args:
+            window: Height and width in pixels of the image, about those of the training patches; a multiple of 8.
+        Raises:
+            ValueError: `window` is no positive multiple of 8.
+        Source:
+            TLC, arXiv:2112.04491.
+        """
+        if window <= 0 or window % 8:
+            raise ValueError(f"`window` must be a positive multiple of 8, got {window}.")
+        self.local_window = window
+
+    def disable_local_statistics(self) -> None:
+        """Channel attention over the whole image, as published."""
+        self.local_window = None
+
+    def slicing_for(self, blurry: Tensor) -> Slicing:
+        """How sub-layers go through the feature maps of these images.
+
+        Unless told otherwise: tile by tile on the CPU, which is faster there, and elsewhere only if the image would not fit.
+        """
+        if torch.is_grad_enabled():
+            return WHOLE
+        return Slicing(self.tile_bytes_for(blurry), self.local_window)
 
     def tile_bytes_for(self, blurry: Tensor) -> int | None:
-        """How large a tile's largest tensor may be; None for whole feature maps.
-
-        Unless told otherwise: tiles on the CPU, where they are faster, and elsewhere only if the image would not fit.
-        """
-        if torch.is_grad_enabled() or self.slicing is False:
+        if self.slicing_disabled:
             return None
-        if self.slicing is not None:
-            return int(self.slicing * 2**20)
+        if self.tile_megabytes is not None:
+            return int(self.tile_megabytes * 2**20)
         if torch.compiler.is_compiling():  # a loop over tiles makes a graph of thousands of nodes
             return None
         if blurry.device.type == "cpu":
@@ -231,21 +259,21 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         prior2 = self.prior_down2(prior1)  # [B, N/4, D]
         prior3 = self.prior_down3(prior2).squeeze(1)  # [B, D]
 
-        tile_bytes = self.tile_bytes_for(blurry)
+        slicing = [self.slicing_for(blurry).inner(level) for level in range(4)]
         pixels = blurry.to(prior.dtype).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         hidden_states = conv2d_on_channels_last(self.conv_in, pixels)  # [B, H, W, C]
-        skip1 = self.encoder1(hidden_states, prior1, tile_bytes)
-        skip2 = self.encoder2(self.down1(skip1), prior2, tile_bytes)  # [B, H/2, W/2, 2C]
-        skip3 = self.encoder3(self.down2(skip2), prior2, tile_bytes)  # [B, H/4, W/4, 4C]
-        hidden_states = self.latent(self.down3(skip3), prior3, tile_bytes)  # [B, H/8, W/8, 8C]
+        skip1 = self.encoder1(hidden_states, prior1, slicing[0])
+        skip2 = self.encoder2(self.down1(skip1), prior2, slicing[1])  # [B, H/2, W/2, 2C]
+        skip3 = self.encoder3(self.down2(skip2), prior2, slicing[2])  # [B, H/4, W/4, 4C]
+        hidden_states = self.latent(self.down3(skip3), prior3, slicing[3])  # [B, H/8, W/8, 8C]
         hidden_states = self.reduce3(torch.cat((self.up3(hidden_states), skip3), dim=-1))
-        hidden_states = self.decoder3(hidden_states, prior2, tile_bytes)  # [B, H/4, W/4, 4C]
+        hidden_states = self.decoder3(hidden_states, prior2, slicing[2])  # [B, H/4, W/4, 4C]
         hidden_states = self.reduce2(torch.cat((self.up2(hidden_states), skip2), dim=-1))
-        hidden_states = self.decoder2(hidden_states, prior2, tile_bytes)  # [B, H/2, W/2, 2C]
+        hidden_states = self.decoder2(hidden_states, prior2, slicing[1])  # [B, H/2, W/2, 2C]
         hidden_states = torch.cat((self.up1(hidden_states), skip1), dim=-1)
         del skip1, skip2, skip3  # not needed while the widest level works
-        hidden_states = self.decoder1(hidden_states, prior1, tile_bytes)  # [B, H, W, 2C]
-        hidden_states = self.refinement(hidden_states, prior1, tile_bytes)
+        hidden_states = self.decoder1(hidden_states, prior1, slicing[0])  # [B, H, W, 2C]
+        hidden_states = self.refinement(hidden_states, prior1, slicing[0])
         restored = conv2d_on_channels_last(self.conv_out, hidden_states).permute(0, 3, 1, 2) + blurry
 
         if not return_dict:

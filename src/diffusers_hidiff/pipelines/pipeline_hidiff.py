@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -34,6 +34,35 @@ from ..sampling import sample_prior
 from ..schedulers.compatibility import check_scheduler, check_timesteps
 
 StepCallback = Callable[["HIDiffPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+
+VIEWS = [(turns, flip) for flip in (False, True) for turns in range(4)]  # the first is the image as it is
+
+
+def turn(pixels: Tensor, turns: int, flip: bool) -> Tensor:
+    """[B, C, H, W], mirrored if `flip`, then turned by so many quarters."""
+    return torch.rot90(pixels.flip(-1) if flip else pixels, turns, dims=(-2, -1))
+
+
+def turn_back(pixels: Tensor, turns: int, flip: bool) -> Tensor:
+    """The inverse of `turn`."""
+    pixels = torch.rot90(pixels, -turns, dims=(-2, -1))
+    return pixels.flip(-1) if flip else pixels
+
+
+def check_averages(
+    num_priors: int, average: str, self_ensemble: bool, latents: Tensor | None, prior: Tensor | None, output_type: str
+) -> None:
+    """Refuses averages that make no sense."""
+    if isinstance(num_priors, bool) or not isinstance(num_priors, int | np.integer):
+        raise TypeError(f"`num_priors` must be an integer, got {num_priors!r}.")
+    if num_priors < 1:
+        raise ValueError(f"`num_priors` must be at least 1, got {num_priors}.")
+    if average not in ("prior", "image"):
+        raise ValueError(f"`average` must be 'prior' or 'image', got {average!r}.")
+    if num_priors > 1 and (latents is not None or prior is not None):
+        raise ValueError(f"`num_priors` must be 1 if `latents` or `prior` is given, got {num_priors}.")
+    if self_ensemble and (prior is not None or output_type == "latent"):
+        raise ValueError("`self_ensemble` needs a prior for each flip and rotation: not with `prior` or 'latent'.")
 
 
 @dataclass
@@ -179,6 +208,9 @@ class HIDiffPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        num_priors: int = 1,
+        average: Literal["prior", "image"] = "prior",
+        self_ensemble: bool = False,
     ) -> HIDiffPipelineOutput | tuple[Any]:
         """Restores blurry images.
 
@@ -196,6 +228,9 @@ class HIDiffPipeline(DiffusionPipeline):
             callback_on_step_end: Called after each reverse step with the pipeline, the step's number, the timestep and
                 {"latents": …}; latents that it returns take the place of the chain's.
             callback_on_step_end_tensor_inputs: What the callback is given; there is only "latents".
+            num_priors: How many priors are drawn for an image, each from its own noise, and averaged.
+            average: Whether the priors are averaged, at next to no cost, or the images that they give.
+            self_ensemble: Restores the eight flips and rotations of an image and averages them, in eight times the time.
         Returns:
             The restored images; a list where their sizes differ.
         Raises:
@@ -210,31 +245,44 @@ class HIDiffPipeline(DiffusionPipeline):
             *(num_inference_steps, timesteps, generator, latents, prior),
             *(callback_on_step_end, callback_on_step_end_tensor_inputs),
         )
+        check_averages(num_priors, average, self_ensemble, latents, prior, output_type)
         if prior is None:
             self.set_timesteps(num_inference_steps, timesteps)
         self._num_timesteps = 0 if prior is not None else len(self.scheduler.timesteps)
 
-        # 2. Images of one padded size make a batch
+        # 2. Images of one padded size make a batch; the noise of each, [K, B, N, D]
         batches = self.batches_of_one_size(pictures)
-
-        # 3. The prior, [B, N, D]
         if prior is None:
-            prior = self.draw_prior(
-                batches, generator, latents, callback_on_step_end, callback_on_step_end_tensor_inputs
-            )
-        prior = prior.to(self._execution_device)
+            noise = self.draw_noise(len(pictures), num_priors, generator, latents)
 
-        # 4. The images, each [3, H, W]
-        if output_type == "latent":
-            images: Any = prior
-        else:
-            restored: dict[int, Tensor] = {}
-            for indices, pixels in batches:
-                batch_prior = prior[indices].to(self.transformer.dtype)
-                restored.update(
-                    zip(indices, self.transformer(pixels, batch_prior, return_dict=False)[0].cpu(), strict=True)
-                )
-            images = postprocess([restored[i] for i in range(len(pictures))], pictures, output_type)
+        sums: list[Any] = [0] * len(pictures)
+        views = VIEWS if self_ensemble else VIEWS[:1]
+        for turns, flip in views:
+            viewed = [(indices, turn(pixels, turns, flip)) for indices, pixels in batches]
+
+            # 3. The priors, [K, B, N, D]
+            if prior is None:
+                condition, drawn = self.encode(viewed), []
+                for one_noise in noise:
+                    self.set_timesteps(num_inference_steps, timesteps)  # forgets the steps of the chain before
+                    callbacks = callback_on_step_end, callback_on_step_end_tensor_inputs
+                    drawn.append(self.draw_prior(condition, one_noise, generator, *callbacks))
+                priors = torch.stack(drawn)
+                if average == "prior" or output_type == "latent":
+                    priors = priors.mean(dim=0, keepdim=True)
+            else:
+                priors = prior[None].to(self._execution_device)
+            if output_type == "latent":
+                continue
+
+            # 4. The images, each [3, H, W]
+            for one_prior in priors:
+                for indices, pixels in viewed:
+                    batch_prior = one_prior[indices].to(self.transformer.dtype)
+                    restored = self.transformer(pixels, batch_prior, return_dict=False)[0]
+                    for index, one_image in zip(indices, turn_back(restored, turns, flip).cpu(), strict=True):
+                        sums[index] = sums[index] + one_image / (len(priors) * len(views))
+        images: Any = priors[0] if output_type == "latent" else postprocess(sums, pictures, output_type)
 
         self.maybe_free_model_hooks()
         return HIDiffPipelineOutput(images=images) if return_dict else (images,)
@@ -250,24 +298,39 @@ class HIDiffPipeline(DiffusionPipeline):
             for group in groups.values()
         ]
 
-    def draw_prior(
-        self,
-        batches: Sequence[tuple[list[int], Tensor]],
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: Tensor | None,
-        callback_on_step_end: StepCallback | None,
-        callback_on_step_end_tensor_inputs: Sequence[str],
-    ) -> Tensor:
-        """Encodes the images and runs the reverse chain for all of them at once; [B, N, D] float32."""
+    def encode(self, batches: Sequence[tuple[list[int], Tensor]]) -> Tensor:
+        """The condition of every picture, [B, N, D], in the denoiser's dtype."""
         dtype = self.condition_encoder.dtype
         rows: dict[int, Tensor] = {}
         for indices, pixels in batches:
             rows.update(zip(indices, self.condition_encoder(pixels.to(dtype), return_dict=False)[0], strict=True))
-        condition = torch.stack([rows[i] for i in range(len(rows))]).to(self.denoiser.dtype)
-        if latents is None:
-            latents = randn_tensor(condition.shape, generator, condition.device, torch.float32)
-        latents = latents.to(condition.device, torch.float32) * self.scheduler.init_noise_sigma
+        return torch.stack([rows[i] for i in range(len(rows))]).to(self.denoiser.dtype)
 
+    def draw_noise(
+        self,
+        num_images: int,
+        num_priors: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: Tensor | None,
+    ) -> Tensor:
+        """The initial noise, [K, B, N, D] float32, scaled as the scheduler asks."""
+        device = self._execution_device
+        if latents is None:
+            shape = (num_images, self.transformer.config.num_prior_tokens, self.transformer.config.prior_dim)
+            noise = torch.stack([randn_tensor(shape, generator, device, torch.float32) for _ in range(num_priors)])
+        else:
+            noise = latents[None].to(device, torch.float32)
+        return noise * self.scheduler.init_noise_sigma
+
+    def draw_prior(
+        self,
+        condition: Tensor,
+        latents: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None,
+        callback_on_step_end: StepCallback | None,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> Tensor:
+        """Runs the reverse chain for all images at once; [B, N, D] each, the result float32."""
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
 
             def after_step(index: int, timestep: Tensor, latents: Tensor) -> Tensor:
