@@ -1,4 +1,7 @@
 import io
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import PIL.Image
@@ -151,3 +154,17 @@ def test_a_path_is_read_with_its_alpha(tmp_path):
     PIL.Image.fromarray(BYTES).save(tmp_path / "image.png")
     for path in (tmp_path / "image.png", str(tmp_path / "image.png")):
         assert np.array_equal(np.asarray(there_and_back(path)[0]), BYTES)
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+def test_an_address_is_fetched(tmp_path):
+    PIL.Image.fromarray(BYTES).save(tmp_path / "image.png")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        restored = there_and_back(f"http://127.0.0.1:{server.server_port}/image.png")[0]
+        server.shutdown()
+    assert np.array_equal(np.asarray(restored), BYTES)
