@@ -122,7 +122,7 @@ def write_image(
     is_grey = pixels.shape[-1] <= 2 and file_format != "WEBP"  # which has no grey
     if icc_profile is not None and icc_profile[16:20] == b"GRAY" and not is_grey:
         icc_profile = None
-    _write_whole(file, _encode(pixels, file_format, exif, icc_profile))
+    write_whole(file, _encode(pixels, file_format, exif, icc_profile))
 
 
 def over_white(pixels: np.ndarray) -> np.ndarray:
@@ -284,7 +284,7 @@ def _without_offsets(tags: dict[int, Any]) -> dict[int, Any]:
     return {tag: value for tag, value in tags.items() if tag != PIL.ExifTags.IFD.Interop}
 
 
-def _write_whole(file: Path, encoded: bytes) -> None:
+def write_whole(file: Path, encoded: bytes) -> None:
     """Writes beside `file` and renames: whoever looks sees the old file, the new one, or none."""
     temporary = file.with_name(f".hidiff-{os.getpid()}.part")
     try:

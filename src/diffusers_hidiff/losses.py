@@ -34,7 +34,7 @@ def stage1_loss(latent_encoder: nn.Module, transformer: nn.Module, blurry: Tenso
     """
     prior = latent_encoder(blurry, sharp, return_dict=False)[0]
     restored = transformer(blurry, prior, return_dict=False)[0]
-    image = F.l1_loss(restored, sharp)
+    image = F.l1_loss(restored.to(sharp.dtype), sharp)
     return Loss(image, {"image": image.detach()})
 
 
@@ -49,6 +49,8 @@ def stage2_loss(
     noise: Tensor,
 ) -> Loss:
     """L1 of the image plus L1 of the prior, through the whole reverse chain; the latent encoder is a frozen teacher.
+
+    The chain and the denoiser run in float32 under autocast too: a step multiplies rounding by up to 174.
 
     Args:
         latent_encoder: Stage 1's, without gradient.
@@ -67,7 +69,8 @@ def stage2_loss(
     last = torch.full((len(target),), num_timesteps - 1, device=target.device)
     latents = scheduler.add_noise(target, noise, last)  # x_T = √ᾱ_T·z + √(1-ᾱ_T)·noise
     scheduler.set_timesteps(num_timesteps, device=target.device)
-    prior = sample_prior(denoiser, scheduler, condition, latents)
+    with torch.autocast(blurry.device.type, enabled=False):
+        prior = sample_prior(denoiser, scheduler, condition.to(next(denoiser.parameters()).dtype), latents)
     restored = transformer(blurry, prior.to(blurry.dtype), return_dict=False)[0]
-    image, latent = F.l1_loss(restored, sharp), F.l1_loss(prior, target)
+    image, latent = F.l1_loss(restored.to(sharp.dtype), sharp), F.l1_loss(prior, target)
     return Loss(image + latent, {"image": image.detach(), "prior": latent.detach()})

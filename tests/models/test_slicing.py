@@ -122,11 +122,23 @@ def test_pooling_over_windows_averages_their_grids():
     torch.testing.assert_close(pool(features, 4, 8), expected)
 
 
+@pytest.mark.parametrize("build", [tiny_transformer, tiny_condition_encoder])
+def test_local_statistics_are_saved_with_the_model(build, tmp_path):
+    model = build(local_window=64)
+    model.save_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).config.local_window == 64
+    model.disable_local_statistics()
+    model.save_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).config.local_window is None
+
+
 @pytest.mark.parametrize("window", [0, -8, 20])
 @pytest.mark.parametrize("build", [tiny_transformer, tiny_condition_encoder])
 def test_a_window_that_is_no_positive_multiple_of_8_is_refused(build, window):
     with pytest.raises(ValueError, match=f"`window` must be a positive multiple of 8, got {window}"):
         build().enable_local_statistics(window)
+    with pytest.raises(ValueError, match=f"`window` must be a positive multiple of 8, got {window}"):
+        build(local_window=window)
 
 
 PEAK = """

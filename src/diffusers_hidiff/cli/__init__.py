@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
-from .. import HIDIFF_SMALL, HIDiffPipeline
+from .. import HIDIFF_SMALL, HIDiffLatentEncoder, HIDiffPipeline
 
 DEVICES = ("cuda", "mps", "cpu")  # in the order in which "auto" takes them
 
@@ -68,6 +68,20 @@ def load_pipeline(model: str | None, **options: Any) -> HIDiffPipeline:
         raise CommandError(f"The model {model!r} cannot be loaded{where}: {first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def stage1_encoder(model: str | None, device: torch.device) -> HIDiffLatentEncoder | None:
+    """Stage 1's latent encoder, on `device`, if it lies beside the components of a pipeline in a folder.
+
+    Args:
+        model: What the user named; None is the bundled checkpoint.
+        device: Where it goes.
+    """
+    folder = HIDIFF_SMALL if model is None else Path(model)
+    if not (folder / "latent_encoder").is_dir():
+        return None
+    encoder: HIDiffLatentEncoder = HIDiffLatentEncoder.from_pretrained(folder, subfolder="latent_encoder")
+    return encoder.to(device)
 
 
 @contextmanager

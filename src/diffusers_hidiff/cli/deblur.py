@@ -93,17 +93,38 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="file, folder or pattern")
     add("--output", required=True, type=Path, metavar="DIR", help="folder to write to")
+    add_pipeline_options(parser)
+    add("--batch_size", type=at_least(1), default=1, metavar="N", help="images of one size run together (default: 1)")
+    add("--format", choices=("same", "png", "jpg", "webp", "tiff"), default="same", help="default: same")
+    add("--overwrite", action="store_true", help="restore again what is already in DIR")
+    add("--compare", action="store_true", help="also write NAME.compare.png, blurry and restored side by side")
+    parser.set_defaults(run=run)
+
+
+def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
+    """What `ready_pipeline` and `run_pipeline` need to know."""
+    add = parser.add_argument
     add("--model", help="folder or Hub id of a pipeline (default: the bundled checkpoint)")
     add("--device", choices=("auto", *DEVICES), default="auto", help="default: auto, the first of cuda, mps, cpu")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: float32")
     add("--steps", type=at_least(1), metavar="N", help="steps of the diffusion (default: as many as in training)")
     add("--scheduler", metavar="NAME", help="another scheduler, e.g. ddim or euler (default: the model's)")
     add("--seed", type=at_least(0), default=0, help="default: 0")
-    add("--batch_size", type=at_least(1), default=1, metavar="N", help="images of one size run together (default: 1)")
-    add("--format", choices=("same", "png", "jpg", "webp", "tiff"), default="same", help="default: same")
-    add("--overwrite", action="store_true", help="restore again what is already in DIR")
-    add("--compare", action="store_true", help="also write NAME.compare.png, blurry and restored side by side")
-    parser.set_defaults(run=run)
+    add(
+        "--num_priors",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="priors drawn per image and averaged (default: 1)",
+    )
+    add("--average", choices=("prior", "image"), default="prior", help="what --num_priors averages (default: prior)")
+    add("--self_ensemble", action="store_true", help="average over flips and rotations, in eight times the time")
+    add(
+        "--local_statistics",
+        type=at_least(0),
+        metavar="WINDOW",
+        help="attention over windows of so many pixels, 0 for the whole image (default: the model's own setting)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -258,9 +279,16 @@ def ready_pipeline(device: str, options: argparse.Namespace) -> HIDiffPipeline:
         pipeline.to(device)
     if options.scheduler is not None:
         pipeline.scheduler = make_scheduler(pipeline.scheduler, options.scheduler)
+    if options.local_statistics == 0:
+        pipeline.transformer.disable_local_statistics()
+    elif options.local_statistics is not None:
+        try:
+            pipeline.transformer.enable_local_statistics(options.local_statistics)
+        except ValueError as error:
+            raise CommandError(f"--local_statistics cannot be so: {first_line(error)}") from error
     gradient = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
     try:
-        (restored,) = run_pipeline(pipeline, [gradient], options.steps, options.seed)
+        (restored,) = run_pipeline(pipeline, [gradient], options)
     except Exception as error:  # whatever a scheduler, a dtype or a device does not support
         raise CommandError(f"The model does not run with these options: {first_line(error)}") from error
     if not np.isfinite(restored).all():
@@ -298,11 +326,19 @@ def known_schedulers(current: SchedulerMixin) -> dict[str, SchedulerMixin]:
 
 
 def run_pipeline(
-    pipeline: HIDiffPipeline, images: Sequence[PIL.Image.Image | np.ndarray], steps: int | None, seed: int
+    pipeline: HIDiffPipeline, images: Sequence[PIL.Image.Image | np.ndarray], options: argparse.Namespace
 ) -> list[np.ndarray]:
     """The restored images, each [H, W, C] float32 in [0, 1] and as if it were alone."""
-    generators = [torch.Generator().manual_seed(seed) for _ in images]
-    (restored,) = pipeline(list(images), steps, generator=generators, output_type="np", return_dict=False)
+    (restored,) = pipeline(
+        list(images),
+        options.steps,
+        generator=[torch.Generator().manual_seed(options.seed) for _ in images],
+        output_type="np",
+        num_priors=options.num_priors,
+        average=options.average,
+        self_ensemble=options.self_ensemble,
+        return_dict=False,
+    )
     return list(restored)
 
 
@@ -333,7 +369,7 @@ class Restorer:
     def restore_images(self, batch: Sequence[tuple[Job, ImageFile]]) -> None:
         images = [blurry.image for _, blurry in batch]
         try:
-            results = run_pipeline(self.pipeline, images, self.options.steps, self.options.seed)
+            results = run_pipeline(self.pipeline, images, self.options)
         except (RuntimeError, ValueError, MemoryError) as error:  # of PyTorch, too, when memory does not suffice
             if len(batch) == 1:
                 self.fail(batch[0][0], first_line(error))

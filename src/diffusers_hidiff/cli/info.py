@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import HIDIFF_SMALL, HIDiffPipeline, __version__
+from ..utils.versions import versions
 from . import load_pipeline
 
 LIBRARIES = ("torch", "diffusers", "transformers")
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         "components": components(pipeline),
         "scheduler": scheduler_values(pipeline),
         "cost": cost(pipeline, *options.size),
-        "versions": versions(),
+        "versions": {**versions(LIBRARIES), "diffusers_hidiff": __version__},
         "devices": devices(),
     }
     print(json.dumps(facts, indent=2) if options.format == "json" else as_text(facts))
@@ -96,16 +96,6 @@ def cost(pipeline: HIDiffPipeline, width: int, height: int) -> dict[str, Any]:
         "steps": steps,
         "gmacs": {**gmacs, "total": sum(gmacs.values())},
     }
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            found[library] = "not installed"
-    return {**found, "diffusers_hidiff": __version__}
 
 
 def devices() -> list[dict[str, Any]]:

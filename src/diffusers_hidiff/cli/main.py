@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from .. import __version__
-from . import CommandError, deblur, info
+from . import CommandError, analyse, compare_schedulers, deblur, evaluate, info, score
 
-COMMANDS = (deblur, info)
+COMMANDS = (deblur, evaluate, score, compare_schedulers, analyse, info)
 
 
 def make_parser() -> argparse.ArgumentParser:

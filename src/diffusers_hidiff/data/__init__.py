@@ -1,1 +1,1 @@
-"""Pairs of blurry and sharp images: from two folders, or synthesised from sharp ones."""
+"""Pairs of blurry and sharp images: from folders, or synthesised from sharp ones."""

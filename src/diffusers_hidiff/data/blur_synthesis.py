@@ -217,8 +217,9 @@ class SyntheticBlurDataset(torch.utils.data.Dataset):
         min_frames: int = 7,
         max_frames: int = 13,
     ) -> None:
-        files = [str(file) for file in image_files(photos_dir)]
-        self.photos = Dataset.from_dict({"image": files}).cast_column("image", Image(mode="RGB"))
+        self.files = [str(file) for file in image_files(photos_dir)]
+        self.frames_dir = frames_dir
+        self.photos = Dataset.from_dict({"image": self.files}).cast_column("image", Image(mode="RGB"))
         self.frames = np.empty((0, 0, 0, 3), np.uint8)  # [number, H, W, 3]
         if frames_dir is not None:
             self.frames = np.stack([read_rgb(file) for file in image_files(frames_dir)])
@@ -243,8 +244,20 @@ class SyntheticBlurDataset(torch.utils.data.Dataset):
         tensors = [torch.from_numpy(image.transpose(2, 0, 1).copy()).float() / 255 for image in images]
         return {"blurry": tensors[0], "sharp": tensors[1], "index": torch.tensor(index)}
 
+    def source(self, index: int) -> str:
+        """Where item `index` comes from: the file of its photo, or the folder of frames."""
+        rng = np.random.default_rng((self.seed, index))
+        if rng.random() < self.frames_probability:
+            return str(self.frames_dir)
+        return self.files[int(rng.integers(len(self.files)))]
+
     def pair_from_photo(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         photo = np.asarray(self.photos[int(rng.integers(len(self.photos)))]["image"])
+        height, width = photo.shape[:2]
+        if min(height, width) < self.patch_size:  # even if a smaller part of it would be enlarged
+            raise ValueError(
+                f"`size` must fit into the image, got size={self.patch_size} and an image of {width}x{height}."
+            )
         margin = max(0, min(self.margin, (min(photo.shape[:2]) - self.patch_size) // 2))
         size = self.patch_size + 2 * margin
         soft = rng.random() < self.options.soft_probability

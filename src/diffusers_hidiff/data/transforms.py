@@ -22,3 +22,16 @@ def random_flip_rotation(images: Sequence[np.ndarray], rng: np.random.Generator)
     """The same one of the eight flips and rotations for every image [H, W, C]."""
     flip, turns = rng.integers(2), int(rng.integers(4))
     return [np.rot90(image[:, ::-1] if flip else image, turns) for image in images]
+
+
+def random_tile(images: Sequence[np.ndarray], size: int, overlap: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """The same one of the overlapping square tiles that every image [H, W, C] can be cut into; the last ones end at the edge.
+
+    A side shorter than `size` is kept whole.
+    """
+    places = []
+    for length in images[0].shape[:2]:
+        starts = [*range(0, max(1, length - size), size - overlap), max(0, length - size)]
+        start = sorted(set(starts))[int(rng.integers(len(set(starts))))]
+        places.append(slice(start, start + size))
+    return [image[tuple(places)] for image in images]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .layers import TokenMixer
 from .outputs import HIDiffModelOutput
+from .slicing import check_window
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "leaky_relu": lambda: nn.LeakyReLU(0.1)}
 
@@ -75,8 +76,9 @@ class HIDiffLatentEncoder(ModelMixin, ConfigMixin):
         grid_size: The features are pooled to grid_size x grid_size tokens.
         activation: "gelu" or "leaky_relu" (slope 0.1).
         wide_head: Whether three convolutions widen the features to D before pooling, instead of one that keeps them.
+        local_window: See `enable_local_statistics`; None is the published method.
     Raises:
-        ValueError: `in_channels` or `activation` is none of those.
+        ValueError: `in_channels` or `activation` is none of those, or `local_window` no positive multiple of 8.
     """
 
     _supports_gradient_checkpointing = True
@@ -93,8 +95,11 @@ class HIDiffLatentEncoder(ModelMixin, ConfigMixin):
         grid_size: int = 4,
         activation: str = "gelu",
         wide_head: bool = False,
+        local_window: int | None = None,
     ) -> None:
         super().__init__()
+        if local_window is not None:
+            check_window(local_window)
         if in_channels not in (3, 6):
             raise ValueError(f"`in_channels` must be 3 (blurry) or 6 (blurry and sharp), got {in_channels}.")
         if activation not in ACTIVATIONS:
@@ -118,12 +123,12 @@ class HIDiffLatentEncoder(ModelMixin, ConfigMixin):
         self.proj_out = nn.Linear(head_dim, prior_dim)
         self.act_out = act()
         self.gradient_checkpointing = False
-        self.local_window: int | None = None
 
     def enable_local_statistics(self, window: int) -> None:
         """Pools windows instead of the whole image, as in training on patches, and averages what they give.
 
-        Changes the result for images larger than the window.
+        Changes the result for images larger than the window. It is a setting of the model, saved with it, and for inference
+        alone.
 
         Args:
             window: Height and width in pixels of the image, about those of the training patches; a multiple of 8.
@@ -132,13 +137,12 @@ class HIDiffLatentEncoder(ModelMixin, ConfigMixin):
         Source:
             TLC, arXiv:2112.04491.
         """
-        if window <= 0 or window % 8:
-            raise ValueError(f"`window` must be a positive multiple of 8, got {window}.")
-        self.local_window = window
+        check_window(window)
+        self.register_to_config(local_window=window)
 
     def disable_local_statistics(self) -> None:
         """Pools the whole image, as published."""
-        self.local_window = None
+        self.register_to_config(local_window=None)
 
     def forward(
         self, blurry: Tensor, sharp: Tensor | None = None, return_dict: bool = True
@@ -167,7 +171,8 @@ class HIDiffLatentEncoder(ModelMixin, ConfigMixin):
                 hidden_states = self._gradient_checkpointing_func(block, hidden_states)
             else:
                 hidden_states = block(hidden_states)
-        window = None if self.local_window is None else self.local_window // 4
+        window = self.config.local_window
+        window = None if window is None or torch.is_grad_enabled() else window // 4
         hidden_states = pool(self.head(hidden_states), self.config.grid_size, window)
         tokens = hidden_states.flatten(2).transpose(1, 2)  # [B, N, head_dim]
         tokens = self.act_out(self.proj_out(self.mixer(tokens)))  # [B, N, D]

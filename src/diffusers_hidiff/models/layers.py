@@ -127,7 +127,7 @@ class PartsLinear(nn.Linear):
         super().__init__(dim, parts * width, bias=False)
         self.parts = parts
 
-    def forward(self, hidden_states: Tensor) -> list[Tensor]:
+    def forward(self, hidden_states: Tensor) -> list[Tensor]:  # type: ignore[override]
         return [linear_over_pixels(hidden_states, part) for part in padded_parts(self.weight, self.parts)]
 
 

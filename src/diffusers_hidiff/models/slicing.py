@@ -35,6 +35,17 @@ class Slicing:
 
 
 WHOLE = Slicing()
+
+
+def check_window(window: int) -> None:
+    """
+    Raises:
+        ValueError: `window` is no positive multiple of 8.
+    """
+    if window <= 0 or window % 8:
+        raise ValueError(f"`window` must be a positive multiple of 8, got {window}.")
+
+
 Element = TypeVar("Element")
 
 

@@ -21,7 +21,7 @@ from .layers import (
     conv2d_on_channels_last,
 )
 from .outputs import HIDiffModelOutput
-from .slicing import WHOLE, Slicing
+from .slicing import WHOLE, Slicing, check_window
 
 
 class HIDiffTransformerBlock(nn.Module):
@@ -122,8 +122,10 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         ffn_expansion_factor: Hidden width of the feed-forward networks, as a multiple of the level's channels.
         prior_dim: Width D of a prior token.
         num_prior_tokens: Number N of prior tokens, a multiple of 4.
+        local_window: See `enable_local_statistics`; None is the published method.
     Raises:
-        ValueError: `num_blocks` or `num_heads` has not four entries, or `num_prior_tokens` is no multiple of 4.
+        ValueError: `num_blocks` or `num_heads` has not four entries, `num_prior_tokens` is no multiple of 4, or
+            `local_window` no positive multiple of 8.
     """
 
     _supports_gradient_checkpointing = True
@@ -142,8 +144,11 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         ffn_expansion_factor: float = 2.66,
         prior_dim: int = 256,
         num_prior_tokens: int = 16,
+        local_window: int | None = None,
     ) -> None:
         super().__init__()
+        if local_window is not None:
+            check_window(local_window)
         for name, values in (("num_blocks", num_blocks), ("num_heads", num_heads)):
             if len(values) != 4:
                 raise ValueError(f"`{name}` must have four entries, one a level, got {list(values)}.")
@@ -176,7 +181,6 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(2 * dim, in_channels, kernel_size=3, padding=1, bias=False)
         self.tile_megabytes: float | None = None
         self.slicing_disabled = False
-        self.local_window: int | None = None
 
     def enable_slicing(self, megabytes: float = 16.0) -> None:
         """Works tile by tile when no gradients are needed: less memory, the same picture to rounding.
@@ -197,7 +201,8 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
     def enable_local_statistics(self, window: int) -> None:
         """Channel attention over a window around each pixel instead of the whole image, as in training on patches.
 
-        Changes the picture of images larger than the window; for inference alone.
+        Changes the picture of images larger than the window. It is a setting of the model, saved with it, and for inference
+        alone: with gradients, attention is over the whole patch.
 
         Args:
             window: Height and width in pixels of the image, about those of the training patches; a multiple of 8.
@@ -206,13 +211,12 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         Source:
             TLC, arXiv:2112.04491.
         """
-        if window <= 0 or window % 8:
-            raise ValueError(f"`window` must be a positive multiple of 8, got {window}.")
-        self.local_window = window
+        check_window(window)
+        self.register_to_config(local_window=window)
 
     def disable_local_statistics(self) -> None:
         """Channel attention over the whole image, as published."""
-        self.local_window = None
+        self.register_to_config(local_window=None)
 
     def slicing_for(self, blurry: Tensor) -> Slicing:
         """How sub-layers go through the feature maps of these images.
@@ -221,7 +225,7 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         """
         if torch.is_grad_enabled():
             return WHOLE
-        return Slicing(self.tile_bytes_for(blurry), self.local_window)
+        return Slicing(self.tile_bytes_for(blurry), self.config.local_window)
 
     def tile_bytes_for(self, blurry: Tensor) -> int | None:
         if self.slicing_disabled:

@@ -1,0 +1,1 @@
+"""Questions that a researcher asks of a trained model. Each module answers one and draws it."""
