@@ -191,6 +191,36 @@ def test_the_seed_matters(folder, hidiff):
     assert (pixels_of("first/a.png") != pixels_of("second/a.png")).any()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--num_priors", "3"),
+        ("--num_priors", "3", "--average", "image"),
+        ("--self_ensemble",),
+        ("--local_statistics", "16"),
+    ],
+)
+def test_ways_to_a_better_picture_change_it(folder, hidiff, options):
+    photo("a.png", 40, 48)
+    hidiff("a.png", output="plain")
+    status, *_ = hidiff("a.png", *options, output="better")
+    assert status == 0
+    assert (pixels_of("plain/a.png") != pixels_of("better/a.png")).any()
+
+
+def test_local_statistics_of_the_model_can_be_switched_off(folder, hidiff, model):
+    photo("a.png", 40, 48)
+    hidiff("a.png", output="plain")
+    pipeline = HIDiffPipeline.from_pretrained(model)
+    pipeline.transformer.enable_local_statistics(16)
+    pipeline.save_pretrained("local")
+    for output, *options in (("windows",), ("off", "--local_statistics", "0")):
+        arguments = ["a.png", "--model", "local", "--device", "cpu", "--output", output, *options]
+        assert main(["deblur", *arguments]) == 0
+    assert (pixels_of("windows/a.png") != pixels_of("plain/a.png")).any()
+    assert (pixels_of("off/a.png") == pixels_of("plain/a.png")).all()
+
+
 def transparent_palette():
     image = PIL.Image.fromarray(noise()).quantize(16)
     image.info["transparency"] = 3
@@ -314,6 +344,10 @@ def test_an_image_that_cannot_be_restored_does_not_spoil_its_batch(folder, hidif
         (("--steps", "3", "--scheduler", "ddim"), "must divide num_train_timesteps=8 with DDIMScheduler"),
         (("--scheduler", "nonsense"), "--scheduler must be one of ddim, ddpm, dpmsolver, "),
         (("--scheduler", "deis"), "--scheduler must be one of "),
+        (
+            ("--local_statistics", "20"),
+            "--local_statistics cannot be so: `window` must be a positive multiple of 8, got 20.",
+        ),
         (("--device", "cuda"), "--device cuda cannot be used: PyTorch finds no such device on this machine."),
         (("--model", "no/such"), "The model 'no/such' cannot be loaded (it is no folder here"),
         (("--model", "photos"), "The model 'photos' cannot be loaded: "),

@@ -2,97 +2,74 @@
 
 import json
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
+from training_runs import log, stage1, stage2, weights
 
 import train_stage1
-import train_stage2
-from config import Stage1Config, Stage2Config, parse_config
-from diffusers_hidiff import HIDiffPipeline, HIDiffTransformer
-
-NETWORKS = {
-    "transformer": json.dumps(
-        {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 0, "num_heads": [1, 2, 2, 4], "prior_dim": 16}
-    ),
-    "encoder": json.dumps({"embed_dim": 4, "num_blocks": 1}),
-}
-STEPS = {"resolution": 32, "train_batch_size": 2, "dataloader_num_workers": 0, "logging_steps": 1}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for name in ("photos", "pairs/blurry", "pairs/sharp"):
-        (root / name).mkdir(parents=True)
-        for i in range(2):
-            coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-            PIL.Image.fromarray(coarse.repeat(8, axis=0).repeat(8, axis=1)).save(root / name / f"{i}.png")
-    return root
-
-
-def flags(**values):
-    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
-
-
-def stage1(folders, output_dir, **values):
-    data = {"train_data_dir": folders / "photos", "output_dir": output_dir}
-    train_stage1.main(flags(**STEPS | NETWORKS | data | {"lr_constant_steps": 2, "max_train_steps": 4} | values))
-
-
-def log(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(folder):
-    return HIDiffTransformer.from_pretrained(folder).state_dict()
+from diffusers_hidiff import HIDiffPipeline
 
 
 def test_stage_1_then_stage_2_gives_a_pipeline_that_loads(folders, tmp_path):
-    stage1(folders, tmp_path / "one", validation_dir=folders / "pairs", validation_steps=2)
-    assert [line["step"] for line in log(tmp_path / "one") if "validation_psnr" in line] == [2, 4]
-    train_stage2.main(
-        flags(
-            **STEPS,
-            **{
-                "train_data_dir": folders / "photos",
-                "validation_dir": folders / "pairs",
-                "output_dir": tmp_path / "two",
-            },
-            **{"stage1_dir": tmp_path / "one", "denoiser_type": "mlp", "max_train_steps": 2, "lr_constant_steps": 1},
-            scheduler=json.dumps({"num_train_timesteps": 4, "prediction_type": "sample", "clip_sample": False}),
-        )
+    one, two = tmp_path / "one", tmp_path / "two"
+    stage1(folders, one, validation_dir=folders / "pairs", validation_steps=2)
+    assert [line["step"] for line in log(one) if "validation_psnr" in line] == [2, 4]
+    stage2(
+        *(folders, two, one),
+        **{"validation_dir": folders / "pairs", "denoiser_type": "mlp", "max_train_steps": 2, "lr_constant_steps": 1},
+        scheduler=json.dumps(
+            {"num_train_timesteps": 4, "beta_end": 0.9, "prediction_type": "sample", "clip_sample": False}
+        ),
     )
-    assert {"image", "prior"} <= log(tmp_path / "two")[0].keys()
-    before, after = weights(tmp_path / "one" / "transformer"), weights(tmp_path / "two" / "pipeline" / "transformer")
+    assert {"image", "prior"} <= log(two)[0].keys()
+    before, after = weights(one), weights(two / "pipeline")
     assert not torch.equal(before["conv_in.weight"], after["conv_in.weight"])
-    pipeline = HIDiffPipeline.from_pretrained(tmp_path / "two" / "pipeline")
-    assert pipeline.scheduler.config.num_train_timesteps == 4
-    assert pipeline(folders / "photos" / "0.png").images[0].size == (48, 48)
+    teacher = [name for name in before if name.startswith("latent_encoder.")]
+    assert all(torch.equal(before[name], after[name]) for name in teacher)
+    for folder in (two / "pipeline", two / "best"):
+        pipeline = HIDiffPipeline.from_pretrained(folder)
+        assert pipeline.scheduler.config.num_train_timesteps == 4
+        assert pipeline(folders / "photos" / "0.png").images[0].size == (48, 48)
+    check_what_a_run_leaves(two)
 
 
-def test_a_resumed_run_ends_in_bit_identical_weights(folders, tmp_path):
-    stage1(folders, tmp_path / "whole", checkpointing_steps=3)
-    stage1(folders, tmp_path / "resumed", checkpointing_steps=3)
-    for name in ("checkpoint-4", "transformer", "latent_encoder"):  # as if it had been killed after step 3
-        (tmp_path / "resumed" / name).rename(tmp_path / f"gone-{name}")
-    stage1(folders, tmp_path / "resumed", checkpointing_steps=3, resume_from_checkpoint="latest")
-    whole, resumed = weights(tmp_path / "whole" / "transformer"), weights(tmp_path / "resumed" / "transformer")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+def check_what_a_run_leaves(folder):
+    """Curves, sample pictures, a model card, and nothing that tells of this machine."""
+    assert (folder / "curves.png").stat().st_size > 1000
+    assert len(list(folder.glob("samples/*/0000002.png"))) == 2
+    card = (folder / "pipeline" / "README.md").read_text()
+    front, text = card.removeprefix("---\n").split("---\n", 1)
+    assert yaml.safe_load(front)["library_name"] == "diffusers"
+    score = log(folder)[-1]["validation_psnr"]
+    assert f"{score:.2f} dB after 2 steps" in text
+    assert "train_data_dir`: photos" in text
+    assert "beta_end: 0.9" in text
+    for file in (folder / "pipeline").rglob("*"):
+        if file.suffix in (".json", ".md"):
+            assert "_name_or_path" not in file.read_text()
+            assert str(folder.parent) not in file.read_text()
+
+
+def test_stage_2_goes_on_from_a_whole_pipeline_with_the_other_denoiser(folders, tmp_path):
+    stage1(folders, tmp_path / "one", max_train_steps=1, lr_constant_steps=0)
+    stage2(folders, tmp_path / "two", tmp_path / "one", max_train_steps=1, lr_constant_steps=0, denoiser_type="mixer")
+    further = {"max_train_steps": 1, "lr_constant_steps": 0}
+    stage2(folders, tmp_path / "three", None, pretrained_model_name_or_path=tmp_path / "two" / "pipeline", **further)
+    pipeline = HIDiffPipeline.from_pretrained(tmp_path / "three" / "pipeline")
+    assert type(pipeline.denoiser).__name__ == "HIDiffMixerDenoiser"
 
 
 def test_training_lowers_the_loss(folders, tmp_path):
-    stage1(folders, tmp_path, max_train_steps=40, lr_constant_steps=40, learning_rate=3e-3, max_grad_norm=1.0)
+    stage1(folders, tmp_path, max_train_steps=25, lr_constant_steps=25, learning_rate=5e-3, max_grad_norm=1.0)
     losses = [line["image"] for line in log(tmp_path)]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-def test_old_checkpoints_make_room_and_unfinished_ones_do_not_count(folders, tmp_path):
-    (tmp_path / ".checkpoint-9.incomplete").mkdir(parents=True)
-    stage1(folders, tmp_path, checkpointing_steps=1, checkpoints_total_limit=2, resume_from_checkpoint="latest")
-    assert sorted(folder.name for folder in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+def test_training_on_real_pairs(folders, tmp_path):
+    stage1(folders, tmp_path, train_data_dir=None, train_pairs_dir=folders / "pairs", train_tile_size=40)
+    assert [line["step"] for line in log(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_the_learning_rate_is_constant_then_falls_to_its_least(folders, tmp_path):
@@ -103,40 +80,118 @@ def test_the_learning_rate_is_constant_then_falls_to_its_least(folders, tmp_path
     assert rates[-1] == pytest.approx(1e-5, rel=0.1)
 
 
-def test_a_config_file_gives_values_and_a_flag_overrides_one(tmp_path):
-    (tmp_path / "run.yaml").write_text("resolution: 64\nlearning_rate: 1.0e-3\ntransformer: {dim: 8}\n")
-    config = parse_config(
-        Stage1Config,
-        flags(config=tmp_path / "run.yaml", resolution=96, output_dir="out", train_data_dir="photos"),
+def test_phases_change_size_and_batch_of_the_patches(folders, tmp_path, monkeypatch):
+    seen = []
+
+    class Watching(train_stage1.Stage1):
+        def forward(self, blurry, sharp):
+            seen.append(tuple(blurry.shape))
+            return super().forward(blurry, sharp)
+
+    monkeypatch.setattr(train_stage1, "Stage1", Watching)
+    stage1(folders, tmp_path, phase_steps=[1, 1, 2], resolution=[16, 24, 32], train_batch_size=[3, 2, 1])
+    assert seen == [(3, 3, 16, 16), (2, 3, 24, 24), (1, 3, 32, 32), (1, 3, 32, 32)]
+
+
+def test_accumulated_batches_are_one_larger_batch_to_rounding(folders, tmp_path):
+    stage1(folders, tmp_path / "large", train_batch_size=4)
+    stage1(folders, tmp_path / "accumulated", train_batch_size=2, gradient_accumulation_steps=2)
+    large, accumulated = weights(tmp_path / "large"), weights(tmp_path / "accumulated")
+    assert all(torch.allclose(large[name], accumulated[name], atol=1e-5) for name in large)
+    for first, second in zip(log(tmp_path / "large"), log(tmp_path / "accumulated"), strict=True):
+        assert first == pytest.approx(second, rel=1e-5)
+
+
+def test_gradient_checkpointing_trains_the_same_weights_to_rounding(folders, tmp_path):
+    stage1(folders, tmp_path / "plain")
+    stage1(folders, tmp_path / "recomputed", gradient_checkpointing=True)
+    plain, recomputed = weights(tmp_path / "plain"), weights(tmp_path / "recomputed")
+    assert all(torch.allclose(plain[name], recomputed[name], atol=1e-6) for name in plain)
+
+
+def test_bf16_computes_in_half_precision_and_stores_in_single(folders, tmp_path):
+    stage1(folders, tmp_path / "one", max_train_steps=1, lr_constant_steps=0, mixed_precision="bf16")
+    scheduler = json.dumps({"num_train_timesteps": 8, "clip_sample": True})
+    stage2(folders, tmp_path / "two", tmp_path / "one", mixed_precision="bf16", scheduler=scheduler, learning_rate=1e-3)
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "two" / "pipeline").values())
+    assert all(line["image"] < 1 and line["prior"] < 10 for line in log(tmp_path / "two"))
+
+
+def test_the_average_of_the_weights_is_validated_and_becomes_the_result(folders, tmp_path):
+    """With a decay of 0 the average is the last weights; with one near 1 it lags behind them."""
+    options = {"learning_rate": 1e-2, "max_grad_norm": 1.0, "use_ema": True}
+    stage1(folders, tmp_path / "plain", **options | {"use_ema": None})
+    stage1(folders, tmp_path / "last", ema_max_decay=0.0, **options)
+    stage1(folders, tmp_path / "average", ema_max_decay=0.99, **options)
+    plain, last, average = (weights(tmp_path / name) for name in ("plain", "last", "average"))
+    assert all(torch.allclose(plain[name], last[name], atol=1e-6) for name in plain)
+    assert not torch.allclose(plain["conv_in.weight"], average["conv_in.weight"], atol=1e-4)
+
+
+def test_a_dry_run_prints_what_a_run_would_do_and_writes_nothing(folders, tmp_path, capsys):
+    stage1(
+        *(folders, tmp_path / "out"),
+        **{"dry_run": True, "phase_steps": [1, 3], "resolution": [16, 24], "gradient_accumulation_steps": 2},
+        validation_dir=folders / "pairs",
     )
-    assert (config.resolution, config.learning_rate, config.transformer) == (96, 1e-3, {"dim": 8})
+    text = capsys.readouterr().out
+    for line in (
+        "learning_rate: 0.0002",
+        "2 photographs in",
+        "Validation: 2 pairs in",
+        "transformer: 0.22 M",
+        "1: 1 steps, 16x16 pixels, global batch 4 = 2 per process x 1 processes x 2 accumulated",
+        "2: 3 steps, 24x24 pixels, global batch 4",
+        "s/step",
+        "GiB per process",
+    ):
+        assert line in text
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("values", "sentence"),
-    [
-        ({"resolution": 50}, "`resolution` must be a multiple of 8, got 50"),
-        ({"train_batch_size": 0}, "`train_batch_size` must be positive, got 0"),
-        ({"max_train_steps": 5, "lr_constant_steps": 6}, "`lr_constant_steps` must lie between 0 and"),
-        ({"mixed_precision": "int8"}, "`mixed_precision` must be 'no', 'bf16' or 'fp16', got 'int8'"),
-    ],
-)
-def test_impossible_values_are_refused_before_anything_loads(values, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        parse_config(Stage1Config, flags(output_dir="out", train_data_dir="nowhere", **values))
+class NotANumber(train_stage1.Stage1):
+    """Loses its loss in the forward passes that `bad` names, counted from 1."""
+
+    bad: tuple[int, ...] = ()
+
+    def forward(self, blurry, sharp):
+        self.calls = getattr(self, "calls", 0) + 1
+        loss, parts = super().forward(blurry, sharp)
+        return (loss * float("nan") if self.calls in self.bad else loss), parts
 
 
-def test_unknown_keys_of_a_config_file_are_refused(tmp_path):
-    (tmp_path / "run.yaml").write_text("resolutoin: 64\n")
-    with pytest.raises(ValueError, match="holds unknown keys: resolutoin"):
-        parse_config(Stage1Config, flags(config=tmp_path / "run.yaml", output_dir="out", train_data_dir="photos"))
+def test_a_step_that_is_not_finite_is_skipped_and_its_files_are_named(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_stage1, "Stage1", type("Once", (NotANumber,), {"bad": (2,)}))
+    stage1(folders, tmp_path)
+    skipped = [line for line in log(tmp_path) if "skipped_in_a_row" in line]
+    assert [(line["step"], line["samples"]) for line in skipped] == [(2, [2, 3])]
+    assert set(skipped[0]["files"]) <= {str(folders / "photos" / f"{i}.png") for i in range(2)}
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+    assert [line["step"] for line in log(tmp_path) if "image" in line] == [1, 3, 4]
 
 
-def test_stage_2_needs_the_folder_of_stage_1(tmp_path):
-    with pytest.raises(ValueError, match="`stage1_dir` must be the output folder of stage 1"):
-        parse_config(Stage2Config, flags(output_dir="out", train_data_dir="photos", stage1_dir=tmp_path))
+def test_too_many_skipped_steps_in_a_row_stop_the_run_and_leave_the_last_checkpoint(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_stage1, "Stage1", type("Often", (NotANumber,), {"bad": (1, 3, 4)}))
+    with pytest.raises(
+        FloatingPointError, match=r"2 steps in a row, the last being 4.* The last checkpoint is checkpoint-3"
+    ):
+        stage1(folders, tmp_path, max_skipped_steps=2, checkpointing_steps=1)
+    monkeypatch.undo()
+    stage1(folders, tmp_path, resume_from_checkpoint="latest")
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
 
 
-def test_a_checkpoint_that_is_none_is_refused(folders, tmp_path):
-    with pytest.raises(ValueError, match="`resume_from_checkpoint` must be 'latest' or a checkpoint-N folder"):
-        stage1(folders, tmp_path, resume_from_checkpoint=tmp_path / "nothing")
+def test_the_best_networks_are_kept(folders, tmp_path):
+    """A learning rate that wrecks the weights: the last validation is not the best."""
+    stage1(
+        *(folders, tmp_path),
+        **{"learning_rate": 0.3, "max_grad_norm": 1e3, "validation_dir": folders / "pairs", "validation_steps": 1},
+        **{"max_train_steps": 3, "checkpointing_steps": 1, "checkpoints_total_limit": 3},
+    )
+    scores = {line["step"]: line["validation_psnr"] for line in log(tmp_path) if "validation_psnr" in line}
+    step = max(scores, key=scores.__getitem__)
+    assert step < 3
+    checkpoint = load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors")
+    best = weights(tmp_path / "best")
+    assert torch.equal(best["conv_in.weight"], checkpoint["transformer.conv_in.weight"])
+    assert f"the best was {scores[step]:.2f} dB after {step}" in (tmp_path / "README.md").read_text()
