@@ -107,10 +107,10 @@ def test_a_window_as_large_as_the_image_is_the_published_method(window):
 
 @torch.no_grad()
 def test_channel_attention_over_a_window_is_that_of_the_window_cut_out():
-    attention, image = ChannelAttention(8, 2).double(), torch.randn(1, 30, 20, 8).double()
-    found = attention(image.clone(), nn.Identity(), Slicing(window=10))  # tiles of 2, so the window begins 4 before one
+    attention, image = ChannelAttention(8, 2).double(), torch.randn(1, 32, 20, 8).double()
+    found = attention(image.clone(), nn.Identity(), Slicing(window=12))  # tiles of 4, the window begins 4 before one
     query, key, value = (part[..., :8] for part in attention.depthwise(attention.to_qkv(image), (slice(None),) * 3))
-    tile, window = (slice(None), slice(12, 14), slice(8, 10)), (slice(None), slice(8, 18), slice(4, 14))
+    tile, window = (slice(None), slice(12, 16), slice(8, 12)), (slice(None), slice(8, 20), slice(4, 16))
     matrix = ChannelProducts.of(query[window], key[window], 2).attention(attention.temperature)
     torch.testing.assert_close(found[tile], image[tile] + attention.to_out(value[tile], matrix))
 

@@ -4,6 +4,7 @@ import argparse
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -134,7 +135,7 @@ def make_scheduler(name: str, current: SchedulerMixin) -> SchedulerMixin:
         )
     try:
         with quiet_diffusers():
-            scheduler: SchedulerMixin = kind.from_config(current.config)
+            scheduler: SchedulerMixin = cast(Any, kind).from_config(current.config)
     except (ValueError, ImportError) as error:
         raise CommandError(f"{name} cannot be made from the model's scheduler: {first_line(error)}") from error
     return scheduler

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .layers import PartsDepthwise, PartsLinear, linear_of_samples
 from .slicing import Index, Slicing, add_by_tiles, neighbourhood, only, tile_side, tiles
 
-WINDOW_TILES = 5  # tiles along the side of a window of local statistics; odd, so that one is in the middle
+WINDOW_TILES = 3  # tiles along the side of a window of local statistics; odd, so that one is in the middle
 
 
 @dataclass(frozen=True)
