@@ -141,7 +141,9 @@ class BlurOptions:
     max_softness: float = 1.8
 
 
-def synthesise_blur(sharp: np.ndarray, options: BlurOptions, rng: np.random.Generator) -> np.ndarray:
+def synthesise_blur(
+    sharp: np.ndarray, options: BlurOptions, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """One blurry photograph of a sharp one; both are aligned, the blur's centre of mass being zero.
 
     Args:
@@ -149,7 +151,8 @@ def synthesise_blur(sharp: np.ndarray, options: BlurOptions, rng: np.random.Gene
         options: Kinds and strengths.
         rng: Source of randomness.
     Returns:
-        uint8 sRGB, [H, W, 3].
+        Blurry and sharp, uint8 sRGB, [H, W, 3] each. In the sharp one, too, boosted highlights are saturated: otherwise the
+        network would learn to darken every white.
     """
     light = boost_highlights(LINEAR_OF_BYTE[sharp], rng)
 
@@ -169,7 +172,7 @@ def synthesise_blur(sharp: np.ndarray, options: BlurOptions, rng: np.random.Gene
         blurry = average_over_poses(light * mask[..., None], *moving) + (1 - coverage) * background
     noisy = rng.random() < options.noise_probability
     shot, read = rng.uniform(0, options.max_shot_noise), rng.uniform(0, options.max_read_noise)
-    return expose(blurry, shot * noisy, read * noisy, rng)
+    return expose(blurry, shot * noisy, read * noisy, rng), expose(light, 0, 0, rng)
 
 
 def average_of_frames(frames: np.ndarray) -> np.ndarray:
@@ -266,7 +269,7 @@ class SyntheticBlurDataset(torch.utils.data.Dataset):
         sharp = max(crops, key=detail)  # sky teaches little
         if soft:
             sharp = cv2.resize(sharp, (size, size), interpolation=cv2.INTER_CUBIC)
-        blurry = synthesise_blur(sharp, self.options, rng)
+        blurry, sharp = synthesise_blur(sharp, self.options, rng)
         inside = slice(margin, margin + self.patch_size)
         return blurry[inside, inside], sharp[inside, inside]
 
