@@ -107,16 +107,7 @@ def test_an_object_has_a_soft_edge_within_the_image(rng):
 
 def test_an_image_of_one_colour_stays_what_it_is(rng):
     flat = np.full((64, 64, 3), 100, np.uint8)
-    blurry, sharp = synthesise_blur(flat, NO_NOISE, rng)
-    assert np.abs(blurry.astype(int) - 100).max() <= 1
-    assert np.array_equal(sharp, flat)
-
-
-def test_a_white_wall_is_as_white_in_the_sharp_image_as_in_the_blurry_one():
-    wall = np.full((40, 40, 3), 240, np.uint8)
-    for seed in range(5):
-        blurry, sharp = synthesise_blur(wall, NO_NOISE, np.random.default_rng(seed))
-        assert np.abs(blurry[8:-8, 8:-8].astype(int) - sharp[8:-8, 8:-8]).max() <= 1
+    assert np.abs(synthesise_blur(flat, NO_NOISE, rng).astype(int) - 100).max() <= 1
 
 
 def test_an_average_of_frames_is_taken_in_linear_light():

@@ -141,9 +141,7 @@ class BlurOptions:
     max_softness: float = 1.8
 
 
-def synthesise_blur(
-    sharp: np.ndarray, options: BlurOptions, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def synthesise_blur(sharp: np.ndarray, options: BlurOptions, rng: np.random.Generator) -> np.ndarray:
     """One blurry photograph of a sharp one; both are aligned, the blur's centre of mass being zero.
 
     Args:
@@ -151,8 +149,7 @@ def synthesise_blur(
         options: Kinds and strengths.
         rng: Source of randomness.
     Returns:
-        Blurry and sharp, uint8 sRGB, [H, W, 3] each. In the sharp one, too, boosted highlights are saturated: otherwise the
-        network would learn to darken every white.
+        uint8 sRGB, [H, W, 3].
     """
     light = boost_highlights(LINEAR_OF_BYTE[sharp], rng)
 
@@ -172,7 +169,7 @@ def synthesise_blur(
         blurry = average_over_poses(light * mask[..., None], *moving) + (1 - coverage) * background
     noisy = rng.random() < options.noise_probability
     shot, read = rng.uniform(0, options.max_shot_noise), rng.uniform(0, options.max_read_noise)
-    return expose(blurry, shot * noisy, read * noisy, rng), expose(light, 0, 0, rng)
+    return expose(blurry, shot * noisy, read * noisy, rng)
 
 
 def average_of_frames(frames: np.ndarray) -> np.ndarray:
@@ -269,7 +266,7 @@ class SyntheticBlurDataset(torch.utils.data.Dataset):
         sharp = max(crops, key=detail)  # sky teaches little
         if soft:
             sharp = cv2.resize(sharp, (size, size), interpolation=cv2.INTER_CUBIC)
-        blurry, sharp = synthesise_blur(sharp, self.options, rng)
+        blurry = synthesise_blur(sharp, self.options, rng)
         inside = slice(margin, margin + self.patch_size)
         return blurry[inside, inside], sharp[inside, inside]
 
