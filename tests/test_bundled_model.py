@@ -29,7 +29,7 @@ def test_the_bundled_model_beats_its_input_on_the_sample_photo():
     pipeline = HIDiffPipeline.from_pretrained(HIDIFF_SMALL)
     pipeline.set_progress_bar_config(disable=True)
     restored = np.asarray(pipeline(blurry, generator=torch.Generator().manual_seed(0)).images[0])
-    assert psnr_of_arrays(restored, sharp) > psnr_of_arrays(blurry, sharp) + 0.3
+    assert psnr_of_arrays(restored, sharp) > psnr_of_arrays(blurry, sharp) + 0.5
 
 
 def test_its_latent_encoder_loads_beside_it():
