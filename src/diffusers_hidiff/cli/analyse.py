@@ -13,6 +13,7 @@ from ..image_files import write_whole
 from ..pipelines.pipeline_hidiff import HIDiffPipeline
 from ..utils.allocator import keep_freed_memory
 from . import DEVICES, CommandError, at_least, first_line, load_pipeline, pick_device, stage1_encoder
+from .evaluate import need_libraries
 
 QUESTIONS = {
     "chain": "the pictures that the clean estimates of the reverse chain give, step by step",
@@ -45,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     """Answers the question; returns the exit status."""
     if options.output.suffix.lower() != ".png":
         raise CommandError(f"--output must be a .png file, got {str(options.output)!r}.")
+    need_libraries(["matplotlib"])
     blurry = read(options.image)
     sharp, other = (None if file is None else read(file) for file in (options.sharp, options.other))
     if sharp is not None and sharp.shape != blurry.shape:

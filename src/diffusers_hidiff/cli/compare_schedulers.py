@@ -27,6 +27,7 @@ from . import (
     quiet_diffusers,
     stage1_encoder,
 )
+from .evaluate import need_libraries, told_in_a_sentence
 
 SCHEDULERS = ("hidiff", "ddpm", "ddim", "euler", "dpmsolver++", "unipc", "heun", "lcm", "deis", "pndm")
 SHORT_NAMES = {
@@ -71,7 +72,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(options: argparse.Namespace) -> int:
     """Runs the study; returns the exit status."""
     # 1. Refuse before any work is done
-    pairs = load_pairs(options.dataset, options.data_dir, options.split)
+    need_libraries(["matplotlib"])
+    with told_in_a_sentence():
+        pairs = load_pairs(options.dataset, options.data_dir, options.split)
     if options.max_images is not None and options.max_images < len(pairs):
         pairs = [pairs[i] for i in np.linspace(0, len(pairs) - 1, options.max_images).round().astype(int)]
     device = pick_device(options.device)
