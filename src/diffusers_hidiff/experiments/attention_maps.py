@@ -39,12 +39,12 @@ def attention_maps(pipeline: HIDiffPipeline, blurry: np.ndarray, seed: int = 0) 
     generator = torch.Generator().manual_seed(seed)
     prior = pipeline(blurry, generator=generator, output_type="latent", return_dict=False)[0]
     hooks = [getattr(transformer, level).integration.to_out.register_forward_pre_hook(keep(level)) for level in LEVELS]
-    sliced = transformer.tile_megabytes, transformer.slicing_disabled
+    tile_megabytes = transformer.tile_megabytes
     transformer.disable_slicing()  # a hook sees the whole map only if it is made in one piece
     try:
         transformer(pixels, prior.to(transformer.dtype), return_dict=False)
     finally:
-        transformer.tile_megabytes, transformer.slicing_disabled = sliced
+        transformer.tile_megabytes = tile_megabytes
         for hook in hooks:
             hook.remove()
     return found

@@ -121,10 +121,11 @@ class ChannelAttention(nn.Module):
             query, key, value = (part[..., : shape[-1]] for part in self.depthwise(features, tile.crop))
             products[i].append(ChannelProducts.of(query, key, num_heads))
             values[i].append(value)
-        attention = ChannelProducts.sum(chain.from_iterable(products)).attention(self.temperature)
+
+        if slicing.window is None or only(rows) is not None:
+            attention = ChannelProducts.sum(chain.from_iterable(products)).attention(self.temperature)
         if only(rows) is not None:
             return hidden_states + self.to_out(values[0][0], attention.to(hidden_states.dtype))
-
         for i, row in enumerate(rows):
             for j, tile in enumerate(row):
                 if slicing.window is not None:

@@ -4,6 +4,7 @@ B batch · H, W pixels · C channels of the outermost level · N prior tokens ·
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -179,8 +180,7 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         self.decoder1 = level(2 * dim, num_blocks[0], num_heads[0])
         self.refinement = level(2 * dim, num_refinement_blocks, num_heads[0])
         self.conv_out = nn.Conv2d(2 * dim, in_channels, kernel_size=3, padding=1, bias=False)
-        self.tile_megabytes: float | None = None
-        self.slicing_disabled = False
+        self.tile_megabytes: float | Literal["auto"] | None = "auto"  # None for whole feature maps
 
     def enable_slicing(self, megabytes: float = 16.0) -> None:
         """Works tile by tile when no gradients are needed: less memory, the same picture to rounding.
@@ -192,11 +192,11 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         """
         if not megabytes > 0:
             raise ValueError(f"`megabytes` must be positive, got {megabytes}.")
-        self.tile_megabytes, self.slicing_disabled = float(megabytes), False
+        self.tile_megabytes = float(megabytes)
 
     def disable_slicing(self) -> None:
         """Works on whole feature maps, however large."""
-        self.tile_megabytes, self.slicing_disabled = None, True
+        self.tile_megabytes = None
 
     def enable_local_statistics(self, window: int) -> None:
         """Channel attention over a window around each pixel instead of the whole image, as in training on patches.
@@ -228,9 +228,9 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         return Slicing(self.tile_bytes_for(blurry), self.config.local_window)
 
     def tile_bytes_for(self, blurry: Tensor) -> int | None:
-        if self.slicing_disabled:
+        if self.tile_megabytes is None:
             return None
-        if self.tile_megabytes is not None:
+        if self.tile_megabytes != "auto":
             return int(self.tile_megabytes * 2**20)
         if torch.compiler.is_compiling():  # a loop over tiles makes a graph of thousands of nodes
             return None
