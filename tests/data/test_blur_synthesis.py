@@ -83,11 +83,11 @@ def test_a_turning_camera_blurs_the_corners_more_than_the_centre(rng):
     assert change[:16, :16].mean() > 2 * change[24:40, 24:40].mean()
 
 
-def test_highlights_become_brighter_than_the_sensor_can_hold_and_the_rest_stays(rng):
-    image = np.array([[[0.5] * 3, [1.0] * 3]], np.float32)
-    boosted = boost_highlights(image, rng)
-    assert boosted[0, 0] == pytest.approx([0.5] * 3)
-    assert boosted[0, 1].min() > 1
+def test_clipped_highlights_become_brighter_than_the_sensor_can_hold_and_bright_skies_stay():
+    image = np.array([[[0.5] * 3, [0.92] * 3, [1.0] * 3]], np.float32)
+    boosted = boost_highlights(image, gain=2.0)
+    assert boosted[0, :2] == pytest.approx(image[0, :2])
+    assert boosted[0, 2] == pytest.approx([3.0] * 3)
 
 
 def test_exposure_saturates_rounds_to_8_bits_and_adds_the_noise_asked_for(rng):

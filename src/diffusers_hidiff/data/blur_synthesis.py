@@ -92,10 +92,14 @@ def object_mask(height: int, width: int, rng: np.random.Generator) -> np.ndarray
     return cv2.GaussianBlur(mask, (0, 0), 1.5)
 
 
-def boost_highlights(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gives clipped highlights back a brightness beyond 1, so that blur smears them into bright streaks."""
+def boost_highlights(image: np.ndarray, gain: float) -> np.ndarray:
+    """Gives clipped highlights back a brightness of up to 1 + `gain`, so that blur smears them into bright streaks.
+
+    Only what is all but clipped (sRGB 247 and above) can have been brighter: boosting less bright skies as well would teach a
+    network to darken them.
+    """
     brightness = image.max(axis=-1, keepdims=True)
-    return image * (1 + rng.uniform(0, 4) * np.clip((brightness - 0.85) / 0.15, 0, 1) ** 2)
+    return image * (1 + gain * np.clip((brightness - 0.93) / 0.07, 0, 1) ** 2)
 
 
 def expose(image: np.ndarray, shot: float, read: float, rng: np.random.Generator) -> np.ndarray:
@@ -123,6 +127,8 @@ class BlurOptions:
         max_extent: Longest shake, pixels.
         max_angle: Largest turn of the camera during the exposure, radians.
         object_probability: How often something moves over a still or shaking background.
+        highlight_probability: How often clipped highlights are taken to have been brighter than the sensor can hold.
+        max_highlight_gain: By how much at most, as a share of what the sensor can hold.
         noise_probability: How often there is noise at all: an average of video frames has next to none.
         max_shot_noise: Largest variance of the noise per unit of light.
         max_read_noise: Largest standard deviation of the noise in the dark.
@@ -134,6 +140,8 @@ class BlurOptions:
     max_extent: float = 26.0
     max_angle: float = 0.06
     object_probability: float = 0.15
+    highlight_probability: float = 0.4
+    max_highlight_gain: float = 2.0
     noise_probability: float = 0.65
     max_shot_noise: float = 4e-4
     max_read_noise: float = 4e-3
@@ -151,7 +159,8 @@ def synthesise_blur(sharp: np.ndarray, options: BlurOptions, rng: np.random.Gene
     Returns:
         uint8 sRGB, [H, W, 3].
     """
-    light = boost_highlights(LINEAR_OF_BYTE[sharp], rng)
+    boosted, gain = rng.random() < options.highlight_probability, rng.uniform(0, options.max_highlight_gain)
+    light = boost_highlights(LINEAR_OF_BYTE[sharp], gain * boosted)
 
     def motion() -> tuple[np.ndarray, np.ndarray]:
         extent = rng.uniform(options.min_extent, options.max_extent)
