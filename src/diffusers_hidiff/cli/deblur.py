@@ -58,6 +58,9 @@ Exit status: 0 all done, 1 some images failed, 2 nothing could begin, 130 interr
 """
 
 
+PROGRESS_SECONDS = 1.0  # between two looks at a large image
+
+
 @dataclass(frozen=True)
 class Job:
     """One image to restore.
@@ -363,7 +366,7 @@ class Restorer:
         self.options = options
         self.bar = bar
         self.restored = self.failed = 0
-        self.progress = ""
+        self.progress_due = 0.0
         pipeline.transformer.on_progress = self.show_progress
 
     def restore(self, jobs: Sequence[Job]) -> None:
@@ -382,14 +385,15 @@ class Restorer:
             self.restore_images(batch)
 
     def show_progress(self, share: float) -> None:
-        """Tells how far the image at hand is, or the batch."""
-        progress = f"{share:.0%} of this image"
-        if progress != self.progress:
-            self.progress = progress
-            self.bar.set_postfix_str(progress, refresh=0 < share < 1)
+        """Tells once a second how far the image at hand is, or its batch; small ones are done by then."""
+        if time.monotonic() >= self.progress_due:
+            self.progress_due = time.monotonic() + PROGRESS_SECONDS
+            self.bar.set_postfix_str(f"{share:.0%} of this image")
 
     def restore_images(self, batch: Sequence[tuple[Job, ImageFile]]) -> None:
         images = [blurry.image for _, blurry in batch]
+        self.progress_due = time.monotonic() + PROGRESS_SECONDS
+        self.bar.set_postfix_str("", refresh=False)
         try:
             results = run_pipeline(self.pipeline, images, self.options)
         except (RuntimeError, ValueError, MemoryError) as error:  # of PyTorch, too, when memory does not suffice

@@ -120,6 +120,8 @@ class HIDiffLatentEncoder(ModelMixin, ConfigMixin, SlicingMixin):
         self.proj_out = nn.Linear(head_dim, prior_dim)
         self.act_out = act()
         self.gradient_checkpointing = False
+        # How far a feature depends on its neighbours: one pixel for every convolution
+        self.margin = sum(isinstance(module, nn.Conv2d) for module in self.modules())
 
     def enable_local_statistics(self, window: int) -> None:
         """Pools windows instead of the whole image, as in training on patches, and averages what they give.
@@ -198,18 +200,13 @@ class HIDiffLatentEncoder(ModelMixin, ConfigMixin, SlicingMixin):
                 hidden_states = block(hidden_states)
         return self.head(hidden_states)
 
-    @property
-    def margin(self) -> int:
-        """How far a feature depends on its neighbours: one pixel for every convolution."""
-        return sum(isinstance(module, nn.Conv2d) for module in self.modules())
-
     def slicing_for(self, blurry: Tensor) -> Slicing:
         """How to go through these images, [B, 3, H, W].
 
         Raises:
             ValueError: The limit of memory does not suffice.
         """
-        if torch.is_grad_enabled():
+        if self.works_whole():
             return WHOLE
         pixels = blurry.numel() // blurry.shape[1]
         return self.plan_slicing(

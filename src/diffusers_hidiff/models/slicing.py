@@ -101,46 +101,52 @@ class SlicingMixin:
         if self.tile_megabytes is None:
             self.tile_megabytes = "auto"
 
-    def plan_slicing(self, blurry: Tensor, whole: int, maps: int) -> Slicing:
+    def works_whole(self) -> bool:
+        """Whether whole feature maps are used in any case."""
+        if self.tile_megabytes is None or torch.is_grad_enabled():
+            return True
+        # A loop over tiles would make a graph of thousands of nodes
+        return self.tile_megabytes == "auto" and self.max_memory is None and torch.compiler.is_compiling()
+
+    def plan_slicing(self, blurry: Tensor, whole: int, maps: int, result: int = 0) -> Slicing:
         """How to work on [B, 3, H, W].
 
         Args:
             blurry: The images.
             whole: Bytes that whole feature maps take at their peak.
             maps: Bytes that remain of it when layers work tile by tile.
+            result: Bytes that are needed afterwards, in place of all that.
         Raises:
             ValueError: `max_memory` does not suffice.
         """
-        device, automatic = blurry.device, self.tile_megabytes == "auto"
-        if self.tile_megabytes is None:
-            return WHOLE
-        if self.max_memory is None and automatic and torch.compiler.is_compiling():
-            return WHOLE  # a loop over tiles makes a graph of thousands of nodes
+        device = blurry.device
         if self.max_memory is not None:
-            room = self.max_memory - used_memory(device)
+            used = used_memory(device)
+            room, smallest = self.max_memory - used, used + max(result, TENSORS_OF_A_TILE * MB)
+            if self.max_memory < smallest:
+                raise ValueError(
+                    f"`max_memory` must be at least {format_memory(smallest)} for an image of {blurry.shape[-1]}x"
+                    f"{blurry.shape[-2]} pixels, got {format_memory(self.max_memory)}."
+                )
         elif whole <= ALWAYS_FITS:
             room = ALWAYS_FITS
         else:
             room = int(0.8 * free) if (free := free_memory(device)) is not None else sys.maxsize
-        if automatic and device.type != "cpu" and whole <= room:
-            return WHOLE
 
-        tile_bytes = (16 if device.type == "cpu" else 64) * MB if automatic else int(self.tile_megabytes * MB)
-        if self.max_memory is not None and room < TENSORS_OF_A_TILE * MB:
-            smallest = used_memory(device) + TENSORS_OF_A_TILE * MB
-            raise ValueError(
-                f"`max_memory` must be at least {format_memory(smallest)} for an image of {blurry.shape[-1]}x"
-                f"{blurry.shape[-2]} pixels, got {format_memory(self.max_memory)}."
-            )
-        if automatic:
+        if self.tile_megabytes == "auto":
+            if device.type != "cpu" and whole <= room:
+                return WHOLE
+            tile_bytes = (16 if device.type == "cpu" else 64) * MB
             tile_bytes = max(MB, min(tile_bytes, room // (2 * TENSORS_OF_A_TILE)))
+        else:
+            assert self.tile_megabytes is not None  # see `works_whole`
+            tile_bytes = int(self.tile_megabytes * MB)
         maps += TENSORS_OF_A_TILE * tile_bytes
         if maps <= room:
             return Slicing(tile_bytes)
         host = free_memory(torch.device("cpu"))
-        if device.type != "cpu" and (host is None or maps <= 0.8 * host):
-            return Slicing(tile_bytes, device=device, place="host")
-        return Slicing(tile_bytes, device=device, place="file")
+        fits_host = device.type != "cpu" and (host is None or maps <= 0.8 * host)
+        return Slicing(tile_bytes, device=device, place="host" if fits_host else "file")
 
 
 def check_window(window: int) -> None:

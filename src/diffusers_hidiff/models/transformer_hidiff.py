@@ -211,21 +211,25 @@ class HIDiffTransformer(ModelMixin, ConfigMixin, SlicingMixin):
         if torch.is_grad_enabled():
             return WHOLE
         batch_size, _, height, width = blurry.shape
-        pixels = batch_size * height * width
+        pixels, window, report = batch_size * height * width, self.config.local_window, None
+        if self.on_progress is not None:
+            report = self.report_for(pixels, self.on_progress)
+        if self.works_whole():
+            return Slicing(window=window, report=report)
         dim, hidden = self.config.dim, int(2 * self.config.dim * self.config.ffn_expansion_factor)
+        itemsize = self.conv_in.weight.element_size()
         slicing = self.plan_slicing(
             blurry,
-            whole=pixels * (4 * hidden + 6 * dim) * self.dtype.itemsize,
-            # The widest level's when it is made, of its skip and the level within; then the restored image
-            maps=pixels * (7 * dim // 2 * self.dtype.itemsize + 3 * blurry.element_size()),
+            whole=pixels * (4 * hidden + 6 * dim) * itemsize,
+            # The widest level's when it is made, of its skip and of the level within; then the restored image
+            maps=pixels * (7 * dim // 2 * itemsize + 3 * blurry.element_size()),
+            result=8 * pixels,  # as bytes, as Pillow has it and as a file
         )
-        return replace(slicing, window=self.config.local_window, report=self.report_for(pixels))
+        return replace(slicing, window=window, report=report)
 
-    def report_for(self, pixels: int) -> Callable[[int], None] | None:
+    def report_for(self, pixels: int, on_progress: Callable[[float], None]) -> Callable[[int], None]:
         """Turns the numbers gone through, as `Slicing.report` is told them, into the share of all for `on_progress`."""
-        on_progress, config = self.on_progress, self.config
-        if on_progress is None:
-            return None
+        config = self.config
         # How often each number is gone through: once where it is made, once by an integration, three times by a block
         encoders = sum((2 + 3 * number) / 2**level for level, number in enumerate(config.num_blocks[:3]))
         latent = (1 + 3 * config.num_blocks[3]) / 2**3
