@@ -419,6 +419,12 @@ def test_a_model_that_returns_no_numbers_is_refused(folder, hidiff, monkeypatch)
     assert (status, complaint) == (2, "hidiff: With --dtype float32 the model returns no numbers (NaN).\n")
 
 
+def test_memory_is_not_kept_where_it_is_limited(folder, hidiff, monkeypatch):
+    photo("a.png")
+    monkeypatch.setattr(deblur, "keep_freed_memory", lambda: pytest.fail("kept in pieces, it goes beyond the limit"))
+    assert hidiff("a.png", "--max_memory", "20GB")[0] == 0
+
+
 def test_memory_is_kept_before_the_model_is_loaded(folder, model, monkeypatch):
     photo("a.png")
     calls = []

@@ -282,7 +282,7 @@ def ready_pipeline(device: str, options: argparse.Namespace) -> HIDiffPipeline:
     Raises:
         CommandError: Options that cannot work.
     """
-    if device == "cpu":
+    if device == "cpu" and options.max_memory is None:  # what is kept in pieces would go beyond the limit
         keep_freed_memory()
     pipeline = load_pipeline(options.model, dtype=getattr(torch, options.dtype))
     with quiet_diffusers():  # warns of half precision on the CPU
