@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from diffusers_hidiff import HIDiffLatentEncoder, HIDiffPipeline
 from diffusers_hidiff.image_processor import pad_to_multiple
 from diffusers_hidiff.losses import stage1_loss, stage2_loss
+from diffusers_hidiff.models.slicing import Slicing, SlicingMixin
 from diffusers_hidiff.sampling import sample_prior
 
 TENSORS = ["condition", "latents", "prior", "restored", "stage1_prior", "stage1_restored"]
@@ -191,5 +192,16 @@ def test_channels_last_models_give_the_same_tensors(released):
     finally:
         for network in released.networks.values():
             network.to(memory_format=torch.contiguous_format)
+    for name in TENSORS:
+        check(name, released.family, found[name], golden[name])
+
+
+@pytest.mark.parametrize("place", ["device", "file"])
+def test_tiles_and_files_give_the_same_tensors(released, golden, place, monkeypatch):
+    smallest_tiles = Slicing(1, device=torch.device("cpu"), place=place)
+    for network in released.networks.values():
+        if isinstance(network, SlicingMixin):
+            monkeypatch.setattr(network, "slicing_for", lambda blurry: smallest_tiles)
+    found = released.run(golden)
     for name in TENSORS:
         check(name, released.family, found[name], golden[name])

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import torch
 
-from diffusers_hidiff.image_processor import pad_to_multiple, postprocess, preprocess, to_pil
+from diffusers_hidiff.image_processor import fill_padded, pad_to_multiple, postprocess, preprocess
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (5, 7, 4), dtype=np.uint8)
@@ -116,9 +116,16 @@ def test_short_sides_are_reflected_back_and_forth(height, width):
     assert np.array_equal(pad_to_multiple(image).numpy(), expected)
 
 
+@pytest.mark.parametrize("shape", [(16, 24, 3), (300, 5, 4), (1, 1, 2), (3, 13, 1)])
+def test_filling_strip_by_strip_is_padding(shape):
+    (picture,) = preprocess(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    expected = pad_to_multiple(picture.pixels)
+    found = torch.full_like(expected, torch.nan)
+    fill_padded(found, picture)
+    assert torch.equal(found, expected)
+
+
 def test_values_beyond_the_range_are_clamped_and_do_not_wrap_around():
-    tensor = torch.tensor([1.02, -0.02, 0.5]).view(3, 1, 1).clamp(0, 1)
-    assert to_pil(tensor).getpixel((0, 0)) == (255, 0, 128)
     pictures = preprocess(np.zeros((1, 1, 3)))
     assert postprocess([torch.tensor([1.02, -0.02, 0.5]).view(3, 1, 1)], pictures, "pil")[0].getpixel((0, 0)) == (
         *(255, 0),

@@ -145,7 +145,7 @@ def _decode(data: bytes) -> ImageFile:
             raise UnreadableImageError("has 32 bits a channel; only 8 and 16 can be restored")
         image.load()
         orientation = image.getexif().get(ORIENTATION, 1)  # Pillow turns a TIFF on loading and forgets the tag
-        upright = PIL.ImageOps.exif_transpose(image)
+        upright = image if orientation == 1 else PIL.ImageOps.exif_transpose(image)  # which would make a copy
         exif, icc_profile = _exif(image), image.info.get("icc_profile")
         if icc_profile is not None and icc_profile[16:20] not in (b"RGB ", b"GRAY"):
             icc_profile = None  # CMYK and Lab become RGB

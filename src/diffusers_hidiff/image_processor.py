@@ -6,12 +6,13 @@ wrap around.
 H, W pixels · C channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import torch
@@ -23,24 +24,56 @@ OutputType: TypeAlias = Literal["pil", "np", "pt", "latent"]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's conversion to "L"
+STRIP = 256  # rows
 TOLERANCE = 1e-4  # what resampling in floating point may leave outside [0, 1]
 
 
 @dataclass
 class Picture:
-    """One image as the networks see it, with what has to be put back afterwards.
+    """One image as it was given, and as the networks see it.
 
     Args:
-        pixels: RGB, [3, H, W], float32 in [0, 1].
-        alpha: Opacity, [1, H, W], float32 in [0, 1]; none where the image had none.
-        grey: Whether the image had a single channel of colour.
+        array: [H, W, C], uint8, uint16, or float32 in [0, 1]. Integers stay integers: they take a quarter of the memory.
         bits: 8, 16 or 32 (floating point): depth of the image's channels.
     """
 
-    pixels: Tensor
-    alpha: Tensor | None = None
-    grey: bool = False
-    bits: int = 8
+    array: np.ndarray
+    bits: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width, _ = self.array.shape
+        return height, width
+
+    @property
+    def channels(self) -> int:
+        """1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha."""
+        return int(self.array.shape[-1])
+
+    @property
+    def pixels(self) -> Tensor:
+        """RGB, [3, H, W], float32 in [0, 1]."""
+        return self.colour(slice(None))
+
+    @property
+    def alpha(self) -> Tensor | None:
+        """Opacity, [1, H, W], float32 in [0, 1]; none where the image has none."""
+        return self.opacity(slice(None))
+
+    def colour(self, rows: slice) -> Tensor:
+        """Some rows of `pixels`."""
+        has_alpha = self.channels in (2, 4)
+        return _unit_range(self.array[rows, :, : -1 if has_alpha else None]).expand(3, -1, -1)
+
+    def opacity(self, rows: slice) -> Tensor | None:
+        """Some rows of `alpha`."""
+        return _unit_range(self.array[rows, :, -1:]) if self.channels in (2, 4) else None
+
+
+def strips(height: int) -> Iterator[slice]:
+    """Rows of an image, a few at a time: what is made of them on the way is then small."""
+    return (slice(start, min(start + STRIP, height)) for start in range(0, height, STRIP))
 
 
 def preprocess(images: ImageInput | Sequence[ImageInput]) -> list[Picture]:
@@ -72,12 +105,14 @@ def _pictures(image: ImageInput) -> list[Picture]:
     if isinstance(image, str | Path):
         image = load_image(str(image), convert_method=lambda loaded: loaded)  # keeps the mode
     if isinstance(image, PIL.Image.Image):
-        return [_from_channels_last(*_array_of_pil(PIL.ImageOps.exif_transpose(image)))]
+        if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:  # otherwise it would only be copied
+            image = PIL.ImageOps.exif_transpose(image)
+        return [_picture(_array_of_pil(image))]
     if isinstance(image, np.ndarray):
         if image.ndim not in (2, 3, 4):
             raise ValueError(f"`image` must be an array [H, W], [H, W, C] or [B, H, W, C], got shape {image.shape}.")
         batch = image[None, :, :, None] if image.ndim == 2 else image[None] if image.ndim == 3 else image
-        return [_from_channels_last(*_unit_range(single)) for single in batch]
+        return [_picture(single) for single in batch]
     if isinstance(image, Tensor):
         if image.ndim not in (3, 4):
             raise ValueError(f"`image` must be a tensor [C, H, W] or [B, C, H, W], got shape {tuple(image.shape)}.")
@@ -85,46 +120,43 @@ def _pictures(image: ImageInput) -> list[Picture]:
             image = image.float()
         batch = image.detach().cpu().numpy()
         batch = batch[None] if batch.ndim == 3 else batch
-        return [_from_channels_last(*_unit_range(single.transpose(1, 2, 0))) for single in batch]
+        return [_picture(single.transpose(1, 2, 0)) for single in batch]
     raise TypeError(
         f"`image` must be a path, a URL, a PIL image, a NumPy array or a tensor, got {type(image).__name__} in the list."
     )
 
 
-def _array_of_pil(image: PIL.Image.Image) -> tuple[np.ndarray, int]:
-    """[H, W, C] in [0, 1] and the bits of a channel."""
+def _array_of_pil(image: PIL.Image.Image) -> np.ndarray:
+    """[H, W, C], uint8, uint16 or floating point."""
     mode = image.mode
     if mode.startswith("I"):  # 16 bits, or 32 of which a PNG reader uses 16
-        return _unit_range(np.asarray(image.convert("I"))[..., None], integer_maximum=65535)
+        array = np.asarray(image.convert("I"))[..., None]
+        _check_range(array / 65535)
+        return array.astype(np.uint16)
     if mode == "F":
-        return _unit_range(np.asarray(image)[..., None])
+        return np.asarray(image)[..., None]
     has_alpha = mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     colour = "L" if mode in ("1", "L", "LA", "La") else "RGB"
     if mode == "La":
         image = image.convert("LA")
-    array = np.asarray(image.convert(colour + "A" if has_alpha else colour))
-    return _unit_range(array if array.ndim == 3 else array[..., None])
+    wanted = colour + "A" if has_alpha else colour
+    array = np.asarray(image if image.mode == wanted else image.convert(wanted))
+    return array if array.ndim == 3 else array[..., None]
 
 
-def _unit_range(array: np.ndarray, integer_maximum: int | None = None) -> tuple[np.ndarray, int]:
-    """Scales one image [H, W, C] to [0, 1] by its dtype's largest value; tells the bits of a channel."""
-    if array.dtype in (np.uint8, np.uint16) or integer_maximum is not None:
-        maximum = integer_maximum or np.iinfo(array.dtype).max
-        array, bits = array.astype(np.float32) / np.float32(maximum), 8 if maximum == 255 else 16
+def _picture(array: np.ndarray) -> Picture:
+    """Checks one image [H, W, C]."""
+    if array.dtype in (np.uint8, np.uint16):
+        bits = 8 * array.dtype.itemsize
     elif np.issubdtype(array.dtype, np.floating):
-        array, bits = array.astype(np.float32), 32
+        bits = 32
+        array = array.astype(np.float32)
+        if array.size and not np.isfinite(array).all():
+            raise ValueError("`image` must be finite, got NaN or infinity.")
+        _check_range(array)
+        array = array.clip(0, 1)
     else:
         raise TypeError(f"`image` must be of dtype uint8, uint16 or floating point, got {array.dtype}.")
-    if array.size and not np.isfinite(array).all():
-        raise ValueError("`image` must be finite, got NaN or infinity.")
-    if array.size and (array.min() < -TOLERANCE or array.max() > 1 + TOLERANCE):
-        raise ValueError(
-            f"`image` must lie in [0, 1] (after scaling by the dtype's maximum), got {array.min():.4g} … {array.max():.4g}."
-        )
-    return array.clip(0, 1), bits
-
-
-def _from_channels_last(array: np.ndarray, bits: int) -> Picture:
     height, width, channels = array.shape
     if channels not in (1, 2, 3, 4):
         raise ValueError(
@@ -133,10 +165,22 @@ def _from_channels_last(array: np.ndarray, bits: int) -> Picture:
         )
     if not height or not width:
         raise ValueError(f"`image` must have at least one pixel, got {width}x{height}.")
-    tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
-    grey, has_alpha = channels <= 2, channels in (2, 4)
-    colour, alpha = (tensor[:-1], tensor[-1:]) if has_alpha else (tensor, None)
-    return Picture(colour.expand(3, -1, -1), alpha, grey, bits)
+    return Picture(array, bits)
+
+
+def _check_range(array: np.ndarray) -> None:
+    if array.size and (array.min() < -TOLERANCE or array.max() > 1 + TOLERANCE):
+        raise ValueError(
+            f"`image` must lie in [0, 1] (after scaling by the dtype's maximum), got {array.min():.4g} … {array.max():.4g}."
+        )
+
+
+def _unit_range(array: np.ndarray) -> Tensor:
+    """[H, W, C] of a picture as float32 [C, H, W] in [0, 1]."""
+    array = np.ascontiguousarray(array.transpose(2, 0, 1))
+    if array.dtype != np.float32:
+        array = array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
+    return torch.from_numpy(array)
 
 
 def reflected(size: int, multiple: int) -> Tensor:
@@ -160,6 +204,16 @@ def pad_to_multiple(pixels: Tensor, multiple: int = 8) -> Tensor:
     return pixels[..., rows[:, None], columns]
 
 
+def fill_padded(pixels: Tensor, picture: Picture) -> None:
+    """Writes a picture to [3, H', W'], multiples of 8, as `pad_to_multiple` would make it; needs no memory beside that."""
+    height, width = picture.size
+    for strip in strips(height):
+        pixels[:, strip, :width] = picture.colour(strip)
+    across, down = reflected(width, 8), reflected(height, 8)
+    pixels[:, :height, width:] = pixels[:, :height, across[width:]]
+    pixels[:, height:] = pixels[:, down[height:]]
+
+
 def postprocess(
     restored: Sequence[Tensor], pictures: Sequence[Picture], output_type: OutputType
 ) -> list[PIL.Image.Image] | np.ndarray | list[np.ndarray] | Tensor | list[Tensor]:
@@ -172,30 +226,54 @@ def postprocess(
     Returns:
         A list of PIL images; or one array or tensor, a list of them where sizes or channels differ.
     """
-    finished = []
-    for image, picture in zip(restored, pictures, strict=True):
-        height, width = picture.pixels.shape[-2:]
-        tensor = image[:, :height, :width].float().cpu().clamp(0, 1)
-        if picture.grey:
-            tensor = (tensor * torch.tensor(LUMA)[:, None, None]).sum(dim=0, keepdim=True)
-        if picture.alpha is not None:
-            tensor = torch.cat((tensor, picture.alpha))
-        finished.append(tensor)
+    sizes = [picture.size for picture in pictures]
     if output_type == "pil":
-        return [to_pil(tensor, picture.bits) for tensor, picture in zip(finished, pictures, strict=True)]
+        return [
+            to_pil(image[:, :height, :width], picture)
+            for image, picture, (height, width) in zip(restored, pictures, sizes, strict=True)
+        ]
+    finished = [
+        _finished(_clamped(image[:, :height, :width].float().cpu()), picture, slice(None))
+        for image, picture, (height, width) in zip(restored, pictures, sizes, strict=True)
+    ]
     stackable = len({tensor.shape for tensor in finished}) == 1
+    single = len(finished) == 1  # needs no copy
     if output_type == "pt":
-        return torch.stack(finished) if stackable else finished
+        return finished[0][None] if single else torch.stack(finished) if stackable else finished
     arrays = [tensor.permute(1, 2, 0).numpy() for tensor in finished]
-    return np.stack(arrays) if stackable else arrays
+    return arrays[0][None] if single else np.stack(arrays) if stackable else arrays
 
 
-def to_pil(tensor: Tensor, bits: int = 8) -> PIL.Image.Image:
-    """[C, H, W] in [0, 1] as L, LA, RGB or RGBA; as I;16 where it is grey and had 16 bits.
+def _clamped(colour: Tensor) -> Tensor:
+    """Without a copy if nothing has to be clamped."""
+    low, high = torch.aminmax(colour)
+    return colour if low >= 0 and high <= 1 else colour.clamp(0, 1)
+
+
+def _finished(colour: Tensor, picture: Picture, rows: slice) -> Tensor:
+    """Some rows of an image with their channels as in the picture, [3, H, W] -> [C, H, W]."""
+    if picture.channels <= 2:
+        colour = (colour * torch.tensor(LUMA)[:, None, None]).sum(dim=0, keepdim=True)
+    alpha = picture.opacity(rows)
+    return colour if alpha is None else torch.cat((colour, alpha))
+
+
+def to_pil(image: Tensor, picture: Picture) -> PIL.Image.Image:
+    """[3, H, W] as L, LA, RGB or RGBA; as I;16 where the picture is grey and has 16 bits.
 
     PIL has no mode for more than 8 bits of colour.
     """
-    if len(tensor) == 1 and bits == 16:
-        return PIL.Image.fromarray((tensor[0] * 65535).round().numpy().astype(np.uint16))
-    array = (tensor * 255).round().byte().permute(1, 2, 0).numpy()
-    return PIL.Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    bits = 16 if picture.bits == 16 and picture.channels == 1 else 8
+    array = np.empty(picture.array.shape, np.uint16 if bits == 16 else np.uint8)
+    for rows in strips(len(array)):
+        strip = _finished(image[:, rows].float().cpu().clamp(0, 1), picture, rows)
+        array[rows] = to_integers(strip.permute(1, 2, 0).numpy(), bits)
+    return PIL.Image.fromarray(array[..., 0] if picture.channels == 1 else array)
+
+
+def to_integers(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """[H, W, C] in [0, 1] as uint8 or uint16."""
+    integers = np.empty(pixels.shape, np.uint16 if bits == 16 else np.uint8)
+    for rows in strips(len(pixels)):
+        integers[rows] = (pixels[rows] * (2**bits - 1)).round()
+    return integers

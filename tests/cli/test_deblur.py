@@ -198,6 +198,7 @@ def test_the_seed_matters(folder, hidiff):
         ("--num_priors", "3", "--average", "image"),
         ("--self_ensemble",),
         ("--local_statistics", "16"),
+        ("--tile", "32", "--tile_overlap", "8"),
     ],
 )
 def test_ways_to_a_better_picture_change_it(folder, hidiff, options):
@@ -206,6 +207,16 @@ def test_ways_to_a_better_picture_change_it(folder, hidiff, options):
     status, *_ = hidiff("a.png", *options, output="better")
     assert status == 0
     assert (pixels_of("plain/a.png") != pixels_of("better/a.png")).any()
+
+
+def test_a_limit_of_memory_changes_nothing_and_a_slow_image_tells_how_far_it_is(folder, hidiff, monkeypatch):
+    monkeypatch.setattr(deblur, "PROGRESS_SECONDS", 0)
+    photo("a.png", 40, 48)
+    hidiff("a.png", output="plain")
+    status, _, err = hidiff("a.png", "--max_memory", "20GB", output="limited")
+    assert status == 0
+    assert (pixels_of("plain/a.png") == pixels_of("limited/a.png")).all()
+    assert "% of this image" in err
 
 
 def test_local_statistics_of_the_model_can_be_switched_off(folder, hidiff, model):
@@ -348,6 +359,15 @@ def test_an_image_that_cannot_be_restored_does_not_spoil_its_batch(folder, hidif
             ("--local_statistics", "20"),
             "--local_statistics cannot be so: `window` must be a positive multiple of 8, got 20.",
         ),
+        (
+            ("--max_memory", "lots"),
+            "--max_memory cannot be so: `max_memory` must be an amount of memory such as '4GB' or '800MB', got 'lots'.",
+        ),
+        (("--max_memory", "9MB"), "The model does not run with these options: `max_memory` must be at least"),
+        (
+            ("--tile", "20"),
+            "The model does not run with these options: `tile` must be a positive multiple of 8, got 20.",
+        ),
         (("--device", "cuda"), "--device cuda cannot be used: PyTorch finds no such device on this machine."),
         (("--model", "no/such"), "The model 'no/such' cannot be loaded (it is no folder here"),
         (("--model", "photos"), "The model 'photos' cannot be loaded: "),
@@ -397,6 +417,12 @@ def test_a_model_that_returns_no_numbers_is_refused(folder, hidiff, monkeypatch)
     monkeypatch.setattr(deblur, "run_pipeline", lambda *_: [np.full((8, 8, 3), np.nan)])
     status, _, complaint = hidiff("a.png")
     assert (status, complaint) == (2, "hidiff: With --dtype float32 the model returns no numbers (NaN).\n")
+
+
+def test_memory_is_not_kept_where_it_is_limited(folder, hidiff, monkeypatch):
+    photo("a.png")
+    monkeypatch.setattr(deblur, "keep_freed_memory", lambda: pytest.fail("kept in pieces, it goes beyond the limit"))
+    assert hidiff("a.png", "--max_memory", "20GB")[0] == 0
 
 
 def test_memory_is_kept_before_the_model_is_loaded(folder, model, monkeypatch):

@@ -163,6 +163,7 @@ def test_the_call_has_the_promised_signature():
     assert list(inspect.signature(HIDiffPipeline.__call__).parameters)[1:] == [
         *("image", "num_inference_steps", "timesteps", "generator", "latents", "prior", "output_type", "return_dict"),
         *("callback_on_step_end", "callback_on_step_end_tensor_inputs", "num_priors", "average", "self_ensemble"),
+        *("tile", "tile_overlap"),
     ]
 
 

@@ -32,7 +32,7 @@ from ..image_files import (
     stored_size,
     write_image,
 )
-from ..image_processor import postprocess, preprocess
+from ..image_processor import postprocess, preprocess, to_integers
 from ..pipelines.pipeline_hidiff import HIDiffPipeline
 from ..schedulers.compatibility import check_scheduler
 from ..schedulers.scheduling_hidiff import HIDiffScheduler
@@ -56,6 +56,9 @@ images are restored, in what order or in batches of what size.
 
 Exit status: 0 all done, 1 some images failed, 2 nothing could begin, 130 interrupted.
 """
+
+
+PROGRESS_SECONDS = 1.0  # between two looks at a large image
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,13 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
         metavar="WINDOW",
         help="attention over windows of so many pixels, 0 for the whole image (default: the model's own setting)",
     )
+    add(
+        "--max_memory",
+        metavar="SIZE",
+        help="most memory to use, e.g. 4GB or 800MB; slower where it is tight, the same picture (default: what is free)",
+    )
+    add("--tile", type=at_least(8), metavar="N", help="restore tiles of N pixels apart: little memory, another picture")
+    add("--tile_overlap", type=at_least(0), default=64, metavar="N", help="pixels that tiles share (default: 64)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -272,7 +282,7 @@ def ready_pipeline(device: str, options: argparse.Namespace) -> HIDiffPipeline:
     Raises:
         CommandError: Options that cannot work.
     """
-    if device == "cpu":
+    if device == "cpu" and options.max_memory is None:  # what is kept in pieces would go beyond the limit
         keep_freed_memory()
     pipeline = load_pipeline(options.model, dtype=getattr(torch, options.dtype))
     with quiet_diffusers():  # warns of half precision on the CPU
@@ -286,6 +296,10 @@ def ready_pipeline(device: str, options: argparse.Namespace) -> HIDiffPipeline:
             pipeline.transformer.enable_local_statistics(options.local_statistics)
         except ValueError as error:
             raise CommandError(f"--local_statistics cannot be so: {first_line(error)}") from error
+    try:
+        pipeline.limit_memory(options.max_memory)
+    except ValueError as error:
+        raise CommandError(f"--max_memory cannot be so: {first_line(error)}") from error
     gradient = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
     try:
         (restored,) = run_pipeline(pipeline, [gradient], options)
@@ -337,6 +351,8 @@ def run_pipeline(
         num_priors=options.num_priors,
         average=options.average,
         self_ensemble=options.self_ensemble,
+        tile=options.tile,
+        tile_overlap=options.tile_overlap,
         return_dict=False,
     )
     return list(restored)
@@ -350,6 +366,8 @@ class Restorer:
         self.options = options
         self.bar = bar
         self.restored = self.failed = 0
+        self.progress_due = 0.0
+        pipeline.transformer.on_progress = self.show_progress
 
     def restore(self, jobs: Sequence[Job]) -> None:
         """Restores one batch; an image that fails does not keep the others from being restored.
@@ -366,8 +384,16 @@ class Restorer:
         if batch:
             self.restore_images(batch)
 
+    def show_progress(self, share: float) -> None:
+        """Tells once a second how far the image at hand is, or its batch; small ones are done by then."""
+        if time.monotonic() >= self.progress_due:
+            self.progress_due = time.monotonic() + PROGRESS_SECONDS
+            self.bar.set_postfix_str(f"{share:.0%} of this image")
+
     def restore_images(self, batch: Sequence[tuple[Job, ImageFile]]) -> None:
         images = [blurry.image for _, blurry in batch]
+        self.progress_due = time.monotonic() + PROGRESS_SECONDS
+        self.bar.set_postfix_str("", refresh=False)
         try:
             results = run_pipeline(self.pipeline, images, self.options)
         except (RuntimeError, ValueError, MemoryError) as error:  # of PyTorch, too, when memory does not suffice
@@ -393,7 +419,7 @@ class Restorer:
                     picture = side_by_side(as_blurry(blurry), restored)
                     write_image(file, picture, icc_profile=blurry.icc_profile)
                 else:
-                    write_image(file, as_integers(restored, blurry.bits), blurry.exif, blurry.icc_profile)
+                    write_image(file, to_integers(restored, blurry.bits), blurry.exif, blurry.icc_profile)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFullError(f"no room left for {job.output}") from error
@@ -411,11 +437,6 @@ class Restorer:
 
 
 # Pixels
-
-
-def as_integers(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """[0, 1] as uint8 or uint16."""
-    return (pixels * (2**bits - 1)).round().astype(np.uint16 if bits == 16 else np.uint8)
 
 
 def as_blurry(blurry: ImageFile) -> np.ndarray:
@@ -436,5 +457,5 @@ def side_by_side(blurry: np.ndarray, restored: np.ndarray) -> np.ndarray:
     for name, pixels, left in (("blurry", blurry, gap), ("restored", restored, 2 * gap + column)):
         draw.text((left, top // 2), name, fill="black", font=font, anchor="lm")
         rgb = np.broadcast_to(over_white(pixels), (height, width, 3))
-        canvas.paste(PIL.Image.fromarray(as_integers(rgb, 8)), (left, top))
+        canvas.paste(PIL.Image.fromarray(to_integers(rgb, 8)), (left, top))
     return np.asarray(canvas)

@@ -22,10 +22,11 @@ from ..evaluation.protocols import PROTOCOLS, Protocol
 from ..evaluation.report import write_report
 from ..evaluation.runner import Job, default_workers
 from ..evaluation.runner import run as run_job
+from ..image_processor import to_integers
 from ..metrics.perceptual import PerceptualMetrics
 from ..utils.versions import versions
 from . import CommandError, at_least, first_line, pick_device
-from .deblur import add_pipeline_options, as_integers, ready_pipeline, run_pipeline
+from .deblur import add_pipeline_options, ready_pipeline, run_pipeline
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "opencv-python-headless", "scikit-image")
 NAMES_ON_PYPI = {"skimage": "scikit-image"}
@@ -93,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
         (restored,) = run_pipeline(pipeline, [pair.read_blurry()], options)
         if not np.isfinite(restored).all():
             raise ValueError(f"The model returned no numbers (NaN) with --dtype {options.dtype}.")
-        return as_integers(restored, 8)
+        return to_integers(restored, 8)
 
     settings = {
         "dataset": options.dataset,

@@ -7,17 +7,17 @@ that what is left for every pixel is one thin matrix product. The projections wh
 are modules of their own, so that hooks (offloading, weight casting) find each weight used in its owner's `forward`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import reduce
-from itertools import chain
+from itertools import chain, repeat
 from math import ceil
 
 import torch
 from torch import Tensor, nn
 
-from .layers import PartsDepthwise, PartsLinear, linear_of_samples
-from .slicing import Index, Slicing, add_by_tiles, neighbourhood, only, tile_side, tiles
+from .layers import ALL_PARTS, PartsDepthwise, PartsLinear, linear_of_samples
+from .slicing import Slicing, Tile, add_by_tiles, neighbourhood, only, tile_side, tiles
 
 WINDOW_TILES = 3  # tiles along the side of a window of local statistics; odd, so that one is in the middle
 
@@ -111,29 +111,43 @@ class ChannelAttention(nn.Module):
         shape, (num_heads, *_) = hidden_states.shape, self.temperature.shape
         side = tile_side(shape, slicing.tile_bytes, shape[-1] * hidden_states.element_size())
         if slicing.window is not None:
-            side = min(side, ceil(slicing.window / WINDOW_TILES))
+            longest = ceil(slicing.window / WINDOW_TILES)
+            side = longest if side is None else min(side, longest)
         rows = tiles(shape, side, margin=1)
 
-        products: list[list[ChannelProducts]] = [[] for _ in rows]
-        values: list[list[Tensor]] = [[] for _ in rows]
-        for i, tile in ((i, tile) for i, row in enumerate(rows) for tile in row):
-            features = self.to_qkv(normalise(hidden_states[tile.outer]))
-            query, key, value = (part[..., : shape[-1]] for part in self.depthwise(features, tile.crop))
-            products[i].append(ChannelProducts.of(query, key, num_heads))
-            values[i].append(value)
+        def qkv(outer: Tensor, tile: Tile, chosen: slice) -> list[Tensor]:
+            features = self.depthwise(self.to_qkv(normalise(outer), chosen), tile.crop, chosen)
+            return [part[..., : shape[-1]] for part in features]
 
-        if slicing.window is None or only(rows) is not None:
-            attention = ChannelProducts.sum(chain.from_iterable(products)).attention(self.temperature)
-        if only(rows) is not None:
-            return hidden_states + self.to_out(values[0][0], attention.to(hidden_states.dtype))
-        for i, row in enumerate(rows):
-            for j, tile in enumerate(row):
-                if slicing.window is not None:
-                    around = neighbourhood(products, i, j, ceil(slicing.window / side))
-                    attention = ChannelProducts.sum(around).attention(self.temperature)
-                hidden_states[tile.inner].add_(self.to_out(values[i][j], attention.to(hidden_states.dtype)))
-            values[i].clear()
-        return hidden_states
+        if (tile := only(rows)) is not None:
+            hidden_states = slicing.fetch(hidden_states)
+            query, key, value = qkv(hidden_states, tile, ALL_PARTS)
+            slicing.done(value, times=2)
+            attention = ChannelProducts.of(query, key, num_heads).attention(self.temperature)
+            return hidden_states + self.to_out(value, attention.to(hidden_states.dtype))
+
+        # The values are made when the attention is known: kept, they would take as much memory as the image's features
+        products: list[list[ChannelProducts]] = [[] for _ in rows]
+        for i, tile in ((i, tile) for i, row in enumerate(rows) for tile in row):
+            query, key = qkv(slicing.fetch(hidden_states[tile.outer]), tile, slice(2))
+            products[i].append(ChannelProducts.of(query, key, num_heads))
+            slicing.done(query)
+        attentions: Iterator[Tensor]  # of each tile, in order
+        if slicing.window is None or side is None:
+            attentions = repeat(ChannelProducts.sum(chain.from_iterable(products)).attention(self.temperature))
+        else:
+            width = ceil(slicing.window / side)
+            attentions = (
+                ChannelProducts.sum(neighbourhood(products, i, j, width)).attention(self.temperature)
+                for i, row in enumerate(rows)
+                for j in range(len(row))
+            )
+
+        def branch(outer: Tensor, tile: Tile) -> Tensor:
+            (value,) = qkv(outer, tile, slice(2, 3))
+            return self.to_out(value, next(attentions).to(value.dtype))
+
+        return add_by_tiles(hidden_states, rows, slicing, branch)
 
 
 class QueryLogits(nn.Linear):
@@ -183,10 +197,10 @@ class HierarchicalIntegration(nn.Module):
         """hidden_states + attention to the prior, [B, H, W, C] and [B, N, D]; in place if it takes several tiles."""
         key, value = self.to_kv(self.norm_prior(prior)).chunk(2, dim=-1)  # [B, N, C] each
 
-        def branch(outer: Tensor, crop: Index) -> Tensor:
+        def branch(outer: Tensor, tile: Tile) -> Tensor:
             logits = self.to_q(self.norm(outer), key, self.num_heads)  # [B, H, W, h, N]
             return self.to_out(torch.softmax(logits, dim=-1), value)
 
         bytes_per_pixel = hidden_states.shape[-1] * hidden_states.element_size()
         side = tile_side(hidden_states.shape, slicing.tile_bytes, bytes_per_pixel)
-        return add_by_tiles(hidden_states, tiles(hidden_states.shape, side), branch)
+        return add_by_tiles(hidden_states, tiles(hidden_states.shape, side), slicing, branch)

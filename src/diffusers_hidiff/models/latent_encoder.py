@@ -4,6 +4,7 @@ B batch · H, W pixels · N = grid_size² prior tokens · D = 4·embed_dim prior
 """
 
 from collections.abc import Callable
+from itertools import chain
 from math import ceil
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from .layers import TokenMixer
 from .outputs import HIDiffModelOutput
-from .slicing import check_window
+from .slicing import WHOLE, Slicing, SlicingMixin, check_window, only, scaled, tile_side, tiles
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "leaky_relu": lambda: nn.LeakyReLU(0.1)}
 
@@ -23,30 +24,26 @@ def conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
 
 
-def pool(hidden_states: Tensor, grid_size: int, window: int | None) -> Tensor:
-    """Means over the cells of a grid, [B, C, h, w] -> [B, C, grid_size, grid_size].
+def pooling_weights(length: int, grid_size: int, window: int | None) -> Tensor:
+    """What each row (or column) of an image counts in the mean of each row (or column) of a grid, [grid_size, length].
+
+    A mean over the cells of a grid is one over rows and one over columns.
 
     Args:
-        hidden_states: [B, C, h, w].
-        grid_size: Cells along each side.
-        window: The grid is laid over windows of this height and width, each half over the next, and its means are averaged;
-            None lays it over the whole.
+        length: Rows of the image.
+        grid_size: Rows of the grid. Cells may overlap by a row, as in `adaptive_avg_pool2d`.
+        window: The grid is laid over windows of so many rows, each half over the next, and its means are averaged; None lays
+            it over the whole.
     """
-    height, width = hidden_states.shape[-2:]
-    if window is None or window >= max(height, width):
-        return F.adaptive_avg_pool2d(hidden_states, grid_size)
-
-    def starts(length: int) -> list[int]:
-        room = max(0, length - window)
-        number = ceil(2 * room / window) + 1
-        return [round(room * i / max(1, number - 1)) for i in range(number)]
-
-    grids = [
-        F.adaptive_avg_pool2d(hidden_states[..., y : y + window, x : x + window], grid_size)
-        for y in starts(height)
-        for x in starts(width)
-    ]
-    return torch.stack(grids).mean(dim=0)
+    window = length if window is None else min(window, length)
+    room = length - window
+    number = ceil(2 * room / window) + 1
+    weights = torch.zeros(grid_size, length, dtype=torch.float64)
+    for start in (round(room * i / max(1, number - 1)) for i in range(number)):
+        for cell in range(grid_size):
+            first, last = window * cell // grid_size, ceil(window * (cell + 1) / grid_size)
+            weights[cell, start + first : start + last] += 1 / ((last - first) * number)
+    return weights
 
 
 class ResidualBlock(nn.Module):
@@ -62,7 +59,7 @@ class ResidualBlock(nn.Module):
         return hidden_states + self.conv2(self.activation(self.conv1(hidden_states)))
 
 
-class HIDiffLatentEncoder(ModelMixin, ConfigMixin):
+class HIDiffLatentEncoder(ModelMixin, ConfigMixin, SlicingMixin):
     """Squeezes an image, or a pair of images, into a few prior tokens (HI-Diff, arXiv:2305.12966, Fig. 1).
 
     With `in_channels=3` it is the condition encoder, which sees the blurry image alone; with `in_channels=6` it is the
@@ -123,6 +120,8 @@ class HIDiffLatentEncoder(ModelMixin, ConfigMixin):
         self.proj_out = nn.Linear(head_dim, prior_dim)
         self.act_out = act()
         self.gradient_checkpointing = False
+        # How far a feature depends on its neighbours: one pixel for every convolution
+        self.margin = sum(isinstance(module, nn.Conv2d) for module in self.modules())
 
     def enable_local_statistics(self, window: int) -> None:
         """Pools windows instead of the whole image, as in training on patches, and averages what they give.
@@ -163,20 +162,53 @@ class HIDiffLatentEncoder(ModelMixin, ConfigMixin):
             raise ValueError(f"An encoder with in_channels={self.config.in_channels} {needs} `sharp`.")
         if blurry.shape[-2] % 4 or blurry.shape[-1] % 4:
             raise ValueError(f"`blurry` must have height and width that are multiples of 4, got {tuple(blurry.shape)}.")
-        images = blurry if sharp is None else torch.cat((sharp, blurry), dim=1)
-        hidden_states = F.pixel_unshuffle(images, 4).contiguous(memory_format=torch.channels_last)
-        hidden_states = self.act_in(self.conv_in(hidden_states))  # [B, embed_dim, H/4, W/4]
-        for block in self.blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states)
-            else:
-                hidden_states = block(hidden_states)
-        window = self.config.local_window
-        window = None if window is None or torch.is_grad_enabled() else window // 4
-        hidden_states = pool(self.head(hidden_states), self.config.grid_size, window)
+        slicing, window = self.slicing_for(blurry), None if torch.is_grad_enabled() else self.config.local_window
+        images = [blurry] if sharp is None else [sharp, blurry]
+        shape = (len(blurry), blurry.shape[2] // 4, blurry.shape[3] // 4, self.proj_out.in_features)
+        side = tile_side(shape, slicing.tile_bytes, shape[-1] * blurry.element_size())
+        rows = tiles(shape, side, margin=self.margin)
+        if only(rows) is not None and window is None:
+            hidden_states = F.adaptive_avg_pool2d(self.features(images), self.config.grid_size)
+        else:
+            window = None if window is None else window // 4
+            wide = torch.promote_types(blurry.dtype, torch.float32)
+            down, right = (
+                pooling_weights(length, self.config.grid_size, window).to(blurry.device, wide) for length in shape[1:3]
+            )
+            parts = []
+            for tile in chain.from_iterable(rows):
+                features = self.features([image[:, :, *scaled(tile.outer, 4)[1:]] for image in images])
+                features = features[:, :, *tile.crop[1:]].to(wide)
+                parts.append(down[:, tile.inner[1]] @ features @ right[:, tile.inner[2]].T)
+            hidden_states = torch.stack(parts).sum(dim=0).to(blurry.dtype)  # [B, head_dim, grid_size, grid_size]
         tokens = hidden_states.flatten(2).transpose(1, 2)  # [B, N, head_dim]
         tokens = self.act_out(self.proj_out(self.mixer(tokens)))  # [B, N, D]
 
         if not return_dict:
             return (tokens,)
         return HIDiffModelOutput(sample=tokens)
+
+    def features(self, images: list[Tensor]) -> Tensor:
+        """What is pooled: of [B, 3, H, W] each, [B, head_dim, H/4, W/4]."""
+        hidden_states = F.pixel_unshuffle(torch.cat(images, dim=1) if len(images) > 1 else images[0], 4)
+        hidden_states = hidden_states.contiguous(memory_format=torch.channels_last)
+        hidden_states = self.act_in(self.conv_in(hidden_states))  # [B, embed_dim, H/4, W/4]
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states)
+            else:
+                hidden_states = block(hidden_states)
+        return self.head(hidden_states)
+
+    def slicing_for(self, blurry: Tensor) -> Slicing:
+        """How to go through these images, [B, 3, H, W].
+
+        Raises:
+            ValueError: The limit of memory does not suffice.
+        """
+        if self.works_whole():
+            return WHOLE
+        pixels = blurry.numel() // blurry.shape[1]
+        return self.plan_slicing(
+            blurry, whole=pixels // 16 * 6 * self.proj_out.in_features * blurry.element_size(), maps=0
+        )

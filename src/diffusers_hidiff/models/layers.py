@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .slicing import Index, Slicing, add_by_tiles, tile_side, tiles
+from .slicing import Index, Slicing, Tile, add_by_tiles, tile_side, tiles
 
 
 def conv2d_on_channels_last(conv: nn.Conv2d, hidden_states: Tensor) -> Tensor:
@@ -109,6 +109,9 @@ class Upsample(nn.Module):
         return rearrange(hidden_states, "b h w (c i j) -> b (h i) (w j) c", i=2, j=2)
 
 
+ALL_PARTS = slice(None)
+
+
 def padded_parts(weight: Tensor, parts: int) -> list[Tensor]:
     """`weight` cut along its first dimension into equal parts, each with rows of zeros up to a multiple of 16.
 
@@ -121,28 +124,33 @@ def padded_parts(weight: Tensor, parts: int) -> list[Tensor]:
 
 
 class PartsLinear(nn.Linear):
-    """A linear layer to `parts` features of [B, H, W, width] each, stored as one: apart, each is contiguous in memory."""
+    """A linear layer to `parts` features of [B, H, W, width] each, stored as one: apart, each is contiguous in memory.
+
+    Called with `chosen`, it makes only those of them.
+    """
 
     def __init__(self, dim: int, width: int, parts: int) -> None:
         super().__init__(dim, parts * width, bias=False)
         self.parts = parts
 
-    def forward(self, hidden_states: Tensor) -> list[Tensor]:  # type: ignore[override]
-        return [linear_over_pixels(hidden_states, part) for part in padded_parts(self.weight, self.parts)]
+    def forward(self, hidden_states: Tensor, chosen: slice = ALL_PARTS) -> list[Tensor]:  # type: ignore[override]
+        return [linear_over_pixels(hidden_states, part) for part in padded_parts(self.weight, self.parts)[chosen]]
 
 
 class PartsDepthwise(nn.Conv2d):
-    """The 3x3 depthwise convolution of what `PartsLinear` returns."""
+    """The 3x3 depthwise convolution of what `PartsLinear` returns, given the same `chosen`."""
 
     def __init__(self, width: int, parts: int) -> None:
         super().__init__(parts * width, parts * width, kernel_size=3, padding=1, groups=parts * width, bias=False)
         self.parts = parts
 
-    def forward(self, features: list[Tensor], crop: Index) -> list[Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, features: list[Tensor], crop: Index, chosen: slice = ALL_PARTS
+    ) -> list[Tensor]:
         # [B, H, W, width] each -> the rectangle `crop` of each
         return [
             F.conv2d(part.permute(0, 3, 1, 2), weight, padding=1, groups=len(weight)).permute(0, 2, 3, 1)[crop]
-            for part, weight in zip(features, padded_parts(self.weight, self.parts), strict=True)
+            for part, weight in zip(features, padded_parts(self.weight, self.parts)[chosen], strict=True)
         ]
 
 
@@ -172,14 +180,14 @@ class GatedFeedForward(nn.Module):
     def forward(self, hidden_states: Tensor, normalise: Callable[[Tensor], Tensor], slicing: Slicing) -> Tensor:
         """hidden_states + feed_forward(normalise(hidden_states)), [B, H, W, C]; in place if it takes several tiles."""
 
-        def branch(outer: Tensor, crop: Index) -> Tensor:
-            gate, value = self.depthwise(self.proj_in(normalise(outer)), crop)
+        def branch(outer: Tensor, tile: Tile) -> Tensor:
+            gate, value = self.depthwise(self.proj_in(normalise(outer)), tile.crop)
             gate = F.gelu(gate)
             return self.proj_out(gate * value if torch.is_grad_enabled() else gate.mul_(value))
 
         bytes_per_pixel = self.hidden_dim * hidden_states.element_size()
         side = tile_side(hidden_states.shape, slicing.tile_bytes, bytes_per_pixel)
-        return add_by_tiles(hidden_states, tiles(hidden_states.shape, side, margin=1), branch)
+        return add_by_tiles(hidden_states, tiles(hidden_states.shape, side, margin=1), slicing, branch)
 
 
 class Modulation(nn.Module):

@@ -4,7 +4,7 @@ B batch · H, W pixels · C channels of the outermost level · N prior tokens ·
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -22,7 +22,7 @@ from .layers import (
     conv2d_on_channels_last,
 )
 from .outputs import HIDiffModelOutput
-from .slicing import WHOLE, Slicing, check_window
+from .slicing import WHOLE, Slicing, SlicingMixin, Tile, check_window, fill_by_tiles, scaled, tile_side, tiles
 
 
 class HIDiffTransformerBlock(nn.Module):
@@ -109,7 +109,7 @@ class HIDiffInnermostLevel(nn.Module):
         return hidden_states
 
 
-class HIDiffTransformer(ModelMixin, ConfigMixin):
+class HIDiffTransformer(ModelMixin, ConfigMixin, SlicingMixin):
     """The regression network: a Restormer whose every level is guided by the prior (HI-Diff, arXiv:2305.12966, Fig. 1).
 
     The defaults are the release trained on GoPro; the RealBlur releases differ in `ffn_expansion_factor=2.0`.
@@ -180,23 +180,7 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         self.decoder1 = level(2 * dim, num_blocks[0], num_heads[0])
         self.refinement = level(2 * dim, num_refinement_blocks, num_heads[0])
         self.conv_out = nn.Conv2d(2 * dim, in_channels, kernel_size=3, padding=1, bias=False)
-        self.tile_megabytes: float | Literal["auto"] | None = "auto"  # None for whole feature maps
-
-    def enable_slicing(self, megabytes: float = 16.0) -> None:
-        """Works tile by tile when no gradients are needed: less memory, the same picture to rounding.
-
-        Args:
-            megabytes: Size of the largest tensor of a tile; on a CPU as much as its last cache holds.
-        Raises:
-            ValueError: `megabytes` is not positive.
-        """
-        if not megabytes > 0:
-            raise ValueError(f"`megabytes` must be positive, got {megabytes}.")
-        self.tile_megabytes = float(megabytes)
-
-    def disable_slicing(self) -> None:
-        """Works on whole feature maps, however large."""
-        self.tile_megabytes = None
+        self.on_progress: Callable[[float], None] | None = None  # told after each tile what share of the work is done
 
     def enable_local_statistics(self, window: int) -> None:
         """Channel attention over a window around each pixel instead of the whole image, as in training on patches.
@@ -219,30 +203,47 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         self.register_to_config(local_window=None)
 
     def slicing_for(self, blurry: Tensor) -> Slicing:
-        """How sub-layers go through the feature maps of these images.
+        """How layers go through the feature maps of these images, [B, 3, H, W].
 
-        Unless told otherwise: tile by tile on the CPU, which is faster there, and elsewhere only if the image would not fit.
+        Raises:
+            ValueError: The limit of memory does not suffice.
         """
         if torch.is_grad_enabled():
             return WHOLE
-        return Slicing(self.tile_bytes_for(blurry), self.config.local_window)
+        batch_size, _, height, width = blurry.shape
+        pixels, window, report = batch_size * height * width, self.config.local_window, None
+        if self.on_progress is not None:
+            report = self.report_for(pixels, self.on_progress)
+        if self.works_whole():
+            return Slicing(window=window, report=report)
+        dim, hidden = self.config.dim, int(2 * self.config.dim * self.config.ffn_expansion_factor)
+        itemsize = self.conv_in.weight.element_size()
+        slicing = self.plan_slicing(
+            blurry,
+            whole=pixels * (4 * hidden + 6 * dim) * itemsize,
+            # The widest level's when it is made, of its skip and of the level within; then the restored image
+            maps=pixels * (7 * dim // 2 * itemsize + 3 * blurry.element_size()),
+            result=8 * pixels,  # as bytes, as Pillow has it and as a file
+        )
+        return replace(slicing, window=window, report=report)
 
-    def tile_bytes_for(self, blurry: Tensor) -> int | None:
-        if self.tile_megabytes is None:
-            return None
-        if self.tile_megabytes != "auto":
-            return int(self.tile_megabytes * 2**20)
-        if torch.compiler.is_compiling():  # a loop over tiles makes a graph of thousands of nodes
-            return None
-        if blurry.device.type == "cpu":
-            return 16 * 2**20
-        if blurry.device.type == "cuda":
-            hidden = int(2 * self.config.dim * self.config.ffn_expansion_factor)
-            pixels = blurry.numel() // blurry.shape[1]
-            need = pixels * (4 * hidden + 6 * self.config.dim) * self.dtype.itemsize
-            if need > 0.8 * torch.cuda.mem_get_info(blurry.device)[0]:
-                return 64 * 2**20
-        return None
+    def report_for(self, pixels: int, on_progress: Callable[[float], None]) -> Callable[[int], None]:
+        """Turns the numbers gone through, as `Slicing.report` is told them, into the share of all for `on_progress`."""
+        config = self.config
+        # How often each number is gone through: once where it is made, once by an integration, three times by a block
+        encoders = sum((2 + 3 * number) / 2**level for level, number in enumerate(config.num_blocks[:3]))
+        latent = (1 + 3 * config.num_blocks[3]) / 2**3
+        decoders = sum((2 + 3 * config.num_blocks[level]) / 2**level for level in (1, 2))
+        outermost = 2 * (3 + 3 * config.num_blocks[0] + 3 * config.num_refinement_blocks)
+        total = pixels * (config.dim * (encoders + latent + decoders + outermost) + config.in_channels)
+        done = 0
+
+        def report(number: int) -> None:
+            nonlocal done
+            done += number
+            on_progress(done / total)
+
+        return report
 
     def forward(self, blurry: Tensor, prior: Tensor, return_dict: bool = True) -> HIDiffModelOutput | tuple[Tensor]:
         """Restores an image.
@@ -263,23 +264,82 @@ class HIDiffTransformer(ModelMixin, ConfigMixin):
         prior2 = self.prior_down2(prior1)  # [B, N/4, D]
         prior3 = self.prior_down3(prior2).squeeze(1)  # [B, D]
 
-        slicing = [self.slicing_for(blurry).inner(level) for level in range(4)]
-        pixels = blurry.to(prior.dtype).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-        hidden_states = conv2d_on_channels_last(self.conv_in, pixels)  # [B, H, W, C]
+        outermost = self.slicing_for(blurry)
+        slicing = [outermost.inner(level) for level in range(4)]
+        hidden_states = self.embed(blurry, prior.dtype, slicing[0])  # [B, H, W, C]
         skip1 = self.encoder1(hidden_states, prior1, slicing[0])
-        skip2 = self.encoder2(self.down1(skip1), prior2, slicing[1])  # [B, H/2, W/2, 2C]
-        skip3 = self.encoder3(self.down2(skip2), prior2, slicing[2])  # [B, H/4, W/4, 4C]
-        hidden_states = self.latent(self.down3(skip3), prior3, slicing[3])  # [B, H/8, W/8, 8C]
-        hidden_states = self.reduce3(torch.cat((self.up3(hidden_states), skip3), dim=-1))
+        skip2 = self.encoder2(self.halve(self.down1, skip1, slicing[1]), prior2, slicing[1])  # [B, H/2, W/2, 2C]
+        skip3 = self.encoder3(self.halve(self.down2, skip2, slicing[2]), prior2, slicing[2])  # [B, H/4, W/4, 4C]
+        hidden_states = self.halve(self.down3, skip3, slicing[3])
+        hidden_states = self.latent(hidden_states, prior3, slicing[3])  # [B, H/8, W/8, 8C]
+        hidden_states = self.join(self.up3, hidden_states, skip3, self.reduce3, slicing[3])
         hidden_states = self.decoder3(hidden_states, prior2, slicing[2])  # [B, H/4, W/4, 4C]
-        hidden_states = self.reduce2(torch.cat((self.up2(hidden_states), skip2), dim=-1))
+        hidden_states = self.join(self.up2, hidden_states, skip2, self.reduce2, slicing[2])
         hidden_states = self.decoder2(hidden_states, prior2, slicing[1])  # [B, H/2, W/2, 2C]
-        hidden_states = torch.cat((self.up1(hidden_states), skip1), dim=-1)
+        hidden_states = self.join(self.up1, hidden_states, skip1, None, slicing[1])
         del skip1, skip2, skip3  # not needed while the widest level works
         hidden_states = self.decoder1(hidden_states, prior1, slicing[0])  # [B, H, W, 2C]
         hidden_states = self.refinement(hidden_states, prior1, slicing[0])
-        restored = conv2d_on_channels_last(self.conv_out, hidden_states).permute(0, 3, 1, 2) + blurry
+        restored = self.correct(blurry, hidden_states, slicing[0])
 
         if not return_dict:
             return (restored,)
         return HIDiffModelOutput(sample=restored)
+
+    def embed(self, blurry: Tensor, dtype: torch.dtype, slicing: Slicing) -> Tensor:
+        """The image as features, [B, 3, H, W] -> [B, H, W, C]."""
+
+        def make(tile: Tile) -> Tensor:
+            pixels = slicing.fetch(blurry[..., *tile.outer[1:]]).to(dtype).contiguous(memory_format=torch.channels_last)
+            return conv2d_on_channels_last(self.conv_in, pixels.permute(0, 2, 3, 1))[tile.crop]
+
+        shape = (len(blurry), *blurry.shape[-2:], self.config.dim)
+        side = tile_side(shape, slicing.tile_bytes, self.config.dim * dtype.itemsize)
+        return fill_by_tiles(shape, tiles(shape, side, margin=1), slicing, make)
+
+    def halve(self, down: Downsample, hidden_states: Tensor, slicing: Slicing) -> Tensor:
+        """To the next level inwards, [B, H, W, C] -> [B, H/2, W/2, 2C]."""
+        batch_size, height, width, dim = hidden_states.shape
+        shape = (batch_size, height // 2, width // 2, 2 * dim)
+        side = tile_side(shape, slicing.tile_bytes, 4 * dim * hidden_states.element_size())
+        return fill_by_tiles(
+            shape,
+            tiles(shape, side, margin=1),
+            slicing,
+            lambda tile: down(slicing.fetch(hidden_states[scaled(tile.outer, 2)]))[tile.crop],
+        )
+
+    def join(
+        self, up: Upsample, hidden_states: Tensor, skip: Tensor, reduce: PixelLinear | None, slicing: Slicing
+    ) -> Tensor:
+        """To the next level outwards, [B, H, W, C] and [B, 2H, 2W, C/2] -> [B, 2H, 2W, C], or C/2 where it is reduced.
+
+        `slicing` is that of the inner level.
+        """
+
+        def make(tile: Tile) -> Tensor:
+            upper = up(slicing.fetch(hidden_states[tile.outer]))[scaled(tile.crop, 2)]
+            both = torch.cat((upper, slicing.fetch(skip[scaled(tile.inner, 2)])), dim=-1)
+            return both if reduce is None else reduce(both)
+
+        dim = hidden_states.shape[-1]
+        side = tile_side(hidden_states.shape, slicing.tile_bytes, 4 * dim * hidden_states.element_size())
+        rows = tiles(hidden_states.shape, side, margin=1)
+        into = None if reduce is None else skip  # a tile of it is read before it is overwritten
+        return fill_by_tiles((*skip.shape[:3], dim), rows, slicing, make, factor=2, into=into)
+
+    def correct(self, blurry: Tensor, hidden_states: Tensor, slicing: Slicing) -> Tensor:
+        """What the features add to the image, and the image, [B, 3, H, W] and [B, H, W, 2C] -> [B, 3, H, W]."""
+
+        def make(tile: Tile) -> Tensor:
+            correction = conv2d_on_channels_last(self.conv_out, slicing.fetch(hidden_states[tile.outer]))[tile.crop]
+            return (correction.permute(0, 3, 1, 2) + blurry[..., *tile.inner[1:]]).permute(0, 2, 3, 1)
+
+        side = tile_side(
+            hidden_states.shape, slicing.tile_bytes, hidden_states.shape[-1] * hidden_states.element_size()
+        )
+        rows = tiles(hidden_states.shape, side, margin=1)
+        if slicing.place == "host":  # what comes in from the device goes back there
+            slicing = replace(slicing, place="device")
+        shape = (*hidden_states.shape[:3], blurry.shape[1])
+        return fill_by_tiles(shape, rows, slicing, make).permute(0, 3, 1, 2)

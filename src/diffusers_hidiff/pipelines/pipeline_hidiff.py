@@ -23,15 +23,17 @@ from ..image_processor import (
     ImageInput,
     OutputType,
     Picture,
-    pad_to_multiple,
+    fill_padded,
     postprocess,
     preprocess,
 )
 from ..models.denoiser import HIDiffMixerDenoiser, HIDiffMLPDenoiser
 from ..models.latent_encoder import HIDiffLatentEncoder
+from ..models.memory import Place, empty
 from ..models.transformer_hidiff import HIDiffTransformer
 from ..sampling import sample_prior
 from ..schedulers.compatibility import check_scheduler, check_timesteps
+from .overlapping_tiles import check_tiles, restore_in_tiles
 
 StepCallback = Callable[["HIDiffPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
@@ -40,13 +42,27 @@ VIEWS = [(turns, flip) for flip in (False, True) for turns in range(4)]  # the f
 
 def turn(pixels: Tensor, turns: int, flip: bool) -> Tensor:
     """[B, C, H, W], mirrored if `flip`, then turned by so many quarters."""
+    if not turns and not flip:
+        return pixels  # `rot90` would make a copy
     return torch.rot90(pixels.flip(-1) if flip else pixels, turns, dims=(-2, -1))
 
 
 def turn_back(pixels: Tensor, turns: int, flip: bool) -> Tensor:
     """The inverse of `turn`."""
+    if not turns and not flip:
+        return pixels
     pixels = torch.rot90(pixels, -turns, dims=(-2, -1))
     return pixels.flip(-1) if flip else pixels
+
+
+def added(total: Tensor | None, image: Tensor) -> Tensor:
+    """The sum, in the memory of `total`: images may be large."""
+    return image if total is None else total.add_(image)
+
+
+def averaged(total: Tensor, number: int) -> Tensor:
+    """The image of a sum of so many, in [0, 1], in the memory of `total`."""
+    return total.div_(number).clamp_(0, 1)
 
 
 def check_averages(
@@ -211,6 +227,8 @@ class HIDiffPipeline(DiffusionPipeline):
         num_priors: int = 1,
         average: Literal["prior", "image"] = "prior",
         self_ensemble: bool = False,
+        tile: int | None = None,
+        tile_overlap: int = 64,
     ) -> HIDiffPipelineOutput | tuple[Any]:
         """Restores blurry images.
 
@@ -231,6 +249,9 @@ class HIDiffPipeline(DiffusionPipeline):
             num_priors: How many priors are drawn for an image, each from its own noise, and averaged.
             average: Whether the priors are averaged, at next to no cost, or the images that they give.
             self_ensemble: Restores the eight flips and rotations of an image and averages them, in eight times the time.
+            tile: Restores tiles of this height and width, a multiple of 8, each alone but with the prior of the whole image.
+                It changes the picture; `limit_memory` does not.
+            tile_overlap: Pixels over which neighbouring tiles are blended, a multiple of 8 up to half a tile.
         Returns:
             The restored images; a list where their sizes differ.
         Raises:
@@ -246,6 +267,7 @@ class HIDiffPipeline(DiffusionPipeline):
             *(callback_on_step_end, callback_on_step_end_tensor_inputs),
         )
         check_averages(num_priors, average, self_ensemble, latents, prior, output_type)
+        check_tiles(tile, tile_overlap)
         if prior is None:
             self.set_timesteps(num_inference_steps, timesteps)
         self._num_timesteps = 0 if prior is not None else len(self.scheduler.timesteps)
@@ -255,7 +277,7 @@ class HIDiffPipeline(DiffusionPipeline):
         if prior is None:
             noise = self.draw_noise(len(pictures), num_priors, generator, latents)
 
-        sums: list[Any] = [0] * len(pictures)
+        sums: list[Any] = [None] * len(pictures)
         views = VIEWS if self_ensemble else VIEWS[:1]
         for turns, flip in views:
             viewed = [(indices, turn(pixels, turns, flip)) for indices, pixels in batches]
@@ -278,25 +300,61 @@ class HIDiffPipeline(DiffusionPipeline):
             # 4. The images, each [3, H, W]
             for one_prior in priors:
                 for indices, pixels in viewed:
-                    batch_prior = one_prior[indices].to(self.transformer.dtype)
-                    restored = self.transformer(pixels, batch_prior, return_dict=False)[0]
+                    restored = self.restore(pixels, one_prior[indices].to(self.transformer.dtype), tile, tile_overlap)
                     for index, one_image in zip(indices, turn_back(restored, turns, flip).cpu(), strict=True):
-                        sums[index] = sums[index] + one_image / (len(priors) * len(views))
-        images: Any = priors[0] if output_type == "latent" else postprocess(sums, pictures, output_type)
+                        sums[index] = added(sums[index], one_image)
+        number = len(priors) * len(views)
+        images: Any = (
+            priors[0]
+            if output_type == "latent"
+            else postprocess([averaged(image, number) for image in sums], pictures, output_type)
+        )
 
         self.maybe_free_model_hooks()
         return HIDiffPipelineOutput(images=images) if return_dict else (images,)
 
+    def limit_memory(self, max_memory: int | float | str | None) -> None:
+        """Keeps to an amount of memory, "4GB" say; the picture stays the same to rounding. See `SlicingMixin.limit_memory`.
+
+        Args:
+            max_memory: Bytes, or text such as "4GB" or "800MB"; None for what is free.
+        Raises:
+            ValueError: `max_memory` is no amount of memory. One too small for an image is refused when that comes.
+        """
+        for model in (self.condition_encoder, self.transformer):
+            model.limit_memory(max_memory)
+
     def batches_of_one_size(self, pictures: Sequence[Picture]) -> list[tuple[list[int], Tensor]]:
         """Pictures that have one size once padded, as (their numbers, [b, 3, H, W] float32 on the device)."""
-        groups: dict[torch.Size, list[tuple[int, Tensor]]] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}
         for index, picture in enumerate(pictures):
-            pixels = pad_to_multiple(picture.pixels)
-            groups.setdefault(pixels.shape, []).append((index, pixels))
-        return [
-            ([index for index, _ in group], torch.stack([pixels for _, pixels in group]).to(self._execution_device))
-            for group in groups.values()
-        ]
+            groups.setdefault(tuple(side + -side % 8 for side in picture.size), []).append(index)
+        batches, cpu = [], torch.device("cpu")
+        for size, indices in groups.items():
+            shape = (len(indices), 3, *size)
+            pixels = empty(shape, torch.float32, cpu, self.place_of_pixels(shape))
+            for one, index in zip(pixels, indices, strict=True):
+                fill_padded(one, pictures[index])
+            batches.append((indices, pixels.to(self._execution_device)))
+        return batches
+
+    def place_of_pixels(self, shape: Sequence[int]) -> Place:
+        """Where images go: to a file if their features do.
+
+        Raises:
+            ValueError: The limit of memory does not suffice.
+        """
+        images = torch.empty((), device=self._execution_device).expand(shape)
+        self.condition_encoder.slicing_for(images)
+        return "file" if self.transformer.slicing_for(images).place == "file" else "device"
+
+    def restore(self, pixels: Tensor, prior: Tensor, tile: int | None, tile_overlap: int) -> Tensor:
+        """Images of one size and their priors through the transformer, [B, 3, H, W]."""
+
+        def whole(pixels: Tensor) -> Tensor:
+            return self.transformer(pixels, prior, return_dict=False)[0]
+
+        return whole(pixels) if tile is None else restore_in_tiles(pixels, tile, tile_overlap, whole)
 
     def encode(self, batches: Sequence[tuple[list[int], Tensor]]) -> Tensor:
         """The condition of every picture, [B, N, D], in the denoiser's dtype."""
