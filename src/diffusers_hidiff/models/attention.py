@@ -7,19 +7,20 @@ that what is left for every pixel is one thin matrix product. The projections wh
 are modules of their own, so that hooks (offloading, weight casting) find each weight used in its owner's `forward`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import reduce
-from itertools import chain, repeat
+from itertools import chain
 from math import ceil
 
 import torch
 from torch import Tensor, nn
 
 from .layers import ALL_PARTS, PartsDepthwise, PartsLinear, linear_of_samples
-from .slicing import Slicing, Tile, add_by_tiles, neighbourhood, only, tile_side, tiles
+from .slicing import Slicing, Tile, add_by_tiles, only, tile_side, tiles
+from .windows import Cuts, as_cells, from_cells, sum_around, tile_of
 
-WINDOW_TILES = 3  # tiles along the side of a window of local statistics; odd, so that one is in the middle
+WINDOW_CELLS = 3  # along the side of a window of local statistics; odd, so that one is in the middle
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,15 @@ class ChannelProducts:
         else:
             products = (query @ key.transpose(-1, -2)).to(wide)
         return cls(products, *squares)
+
+    def packed(self) -> Tensor:
+        """All three in one tensor, [B, h, c, c + 2]."""
+        return torch.cat((self.products, self.query_squares, self.key_squares), dim=-1)
+
+    @classmethod
+    def unpacked(cls, packed: Tensor) -> "ChannelProducts":
+        """The inverse of `packed`, with any dimensions in front."""
+        return cls(packed[..., :-2], packed[..., -2:-1], packed[..., -1:])
 
     @classmethod
     def sum(cls, parts: Iterable["ChannelProducts"]) -> "ChannelProducts":
@@ -106,48 +116,86 @@ class ChannelAttention(nn.Module):
     def forward(self, hidden_states: Tensor, normalise: Callable[[Tensor], Tensor], slicing: Slicing) -> Tensor:
         """hidden_states + attention(normalise(hidden_states)), [B, H, W, C]; in place if it takes several tiles.
 
-        With a `slicing.window` the attention of a tile is that of the window around it (TLC, arXiv:2112.04491).
+        With a `slicing.window` the attention of each cell is that of the window around it (TLC, arXiv:2112.04491).
         """
         shape, (num_heads, *_) = hidden_states.shape, self.temperature.shape
         side = tile_side(shape, slicing.tile_bytes, shape[-1] * hidden_states.element_size())
-        if slicing.window is not None:
-            longest = ceil(slicing.window / WINDOW_TILES)
-            side = longest if side is None else min(side, longest)
+        if slicing.window is not None and slicing.window < max(shape[1:3]):
+            return self.over_windows(hidden_states, normalise, slicing, slicing.window, side)
         rows = tiles(shape, side, margin=1)
-
-        def qkv(outer: Tensor, tile: Tile, chosen: slice) -> list[Tensor]:
-            features = self.depthwise(self.to_qkv(normalise(outer), chosen), tile.crop, chosen)
-            return [part[..., : shape[-1]] for part in features]
 
         if (tile := only(rows)) is not None:
             hidden_states = slicing.fetch(hidden_states)
-            query, key, value = qkv(hidden_states, tile, ALL_PARTS)
+            query, key, value = self.qkv(hidden_states, normalise, tile, ALL_PARTS)
             slicing.done(value, times=2)
             attention = ChannelProducts.of(query, key, num_heads).attention(self.temperature)
             return hidden_states + self.to_out(value, attention.to(hidden_states.dtype))
 
         # The values are made when the attention is known: kept, they would take as much memory as the image's features
-        products: list[list[ChannelProducts]] = [[] for _ in rows]
-        for i, tile in ((i, tile) for i, row in enumerate(rows) for tile in row):
-            query, key = qkv(slicing.fetch(hidden_states[tile.outer]), tile, slice(2))
-            products[i].append(ChannelProducts.of(query, key, num_heads))
+        products: list[ChannelProducts] = []
+        for tile in chain.from_iterable(rows):
+            query, key = self.qkv(slicing.fetch(hidden_states[tile.outer]), normalise, tile, slice(2))
+            products.append(ChannelProducts.of(query, key, num_heads))
             slicing.done(query)
-        attentions: Iterator[Tensor]  # of each tile, in order
-        if slicing.window is None or side is None:
-            attentions = repeat(ChannelProducts.sum(chain.from_iterable(products)).attention(self.temperature))
-        else:
-            width = ceil(slicing.window / side)
-            attentions = (
-                ChannelProducts.sum(neighbourhood(products, i, j, width)).attention(self.temperature)
-                for i, row in enumerate(rows)
-                for j in range(len(row))
-            )
+        attention = ChannelProducts.sum(products).attention(self.temperature).to(hidden_states.dtype)
 
         def branch(outer: Tensor, tile: Tile) -> Tensor:
-            (value,) = qkv(outer, tile, slice(2, 3))
-            return self.to_out(value, next(attentions).to(value.dtype))
+            (value,) = self.qkv(outer, normalise, tile, slice(2, 3))
+            return self.to_out(value, attention)
 
         return add_by_tiles(hidden_states, rows, slicing, branch)
+
+    def qkv(self, outer: Tensor, normalise: Callable[[Tensor], Tensor], tile: Tile, chosen: slice) -> list[Tensor]:
+        """Those chosen of queries, keys and values in `tile.inner`, from the features of `tile.outer`; [B, h, w, C] each."""
+        features = self.depthwise(self.to_qkv(normalise(outer), chosen), tile.crop, chosen)
+        return [part[..., : outer.shape[-1]] for part in features]
+
+    def over_windows(
+        self,
+        hidden_states: Tensor,
+        normalise: Callable[[Tensor], Tensor],
+        slicing: Slicing,
+        window: int,
+        side: int | None,
+    ) -> Tensor:
+        """The same with the attention of each cell that of the window around it (TLC, arXiv:2112.04491).
+
+        Args:
+            hidden_states: [B, H, W, C].
+            normalise: Applied to what attention sees.
+            slicing: What computes.
+            window: Height and width of the windows in pixels of this level.
+            side: No tile is higher or wider, None for one tile. It takes as many cells at once as fit.
+        """
+        shape = hidden_states.shape
+        side = max(shape[1:3]) if side is None else side
+        cell = min(side, ceil(window / WINDOW_CELLS))
+        rows, columns = (Cuts.of(length, cell).groups(side // cell) for length in shape[1:3])
+        cells = [(row, column) for row in rows for column in columns]
+        groups = [[tile_of(row, column, shape) for column in columns] for row in rows]
+
+        products: list[Tensor] = []  # [B, n, m, h, c, c + 2] each
+        for (row, column), tile in zip(cells, chain.from_iterable(groups), strict=True):
+            qk = self.qkv(slicing.fetch(hidden_states[tile.outer]), normalise, tile, slice(2))
+            query, key = (as_cells(part, row, column) for part in qk)
+            packed = ChannelProducts.of(query, key, len(self.temperature)).packed()
+            products.append(packed.unflatten(0, (-1, row.number, column.number)))
+            slicing.done(qk[0])
+
+        width = len(columns)
+        lines = [torch.cat(products[i : i + width], dim=2) for i in range(0, len(products), width)]
+        around = sum_around(torch.cat(lines, dim=1), ceil(window / cell))
+        attention = ChannelProducts.unpacked(around).attention(self.temperature).to(hidden_states.dtype)
+        lines = list(attention.split([row.number for row in rows], dim=1))
+        attentions = [part for line in lines for part in line.split([column.number for column in columns], dim=2)]
+        waiting = iter(zip(cells, attentions, strict=True))
+
+        def branch(outer: Tensor, tile: Tile) -> Tensor:
+            (row, column), part = next(waiting)
+            (value,) = self.qkv(outer, normalise, tile, slice(2, 3))
+            return from_cells(self.to_out(as_cells(value, row, column), part.flatten(0, 2)), row, column)
+
+        return add_by_tiles(hidden_states, groups, slicing, branch)
 
 
 class QueryLogits(nn.Linear):
