@@ -15,7 +15,7 @@ import torch
 from tiny import tiny_condition_encoder, tiny_mixer_denoiser, tiny_transformer
 
 from diffusers_hidiff import HIDiffPipeline, HIDiffScheduler
-from diffusers_hidiff.cli import deblur
+from diffusers_hidiff.cli import jobs, pipeline, restorer
 from diffusers_hidiff.cli.main import main
 
 RNG = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def test_a_file_that_is_named_twice_is_restored_once(folder, hidiff):
     ],
 )
 def test_a_name_changes_only_where_the_format_does(name, file_format, expected):
-    assert deblur.output_name(Path("x", name), file_format) == Path("x", expected)
+    assert jobs.output_name(Path("x", name), file_format) == Path("x", expected)
 
 
 def test_two_images_for_one_output_are_refused(folder, hidiff):
@@ -323,14 +323,14 @@ def test_bad_files_are_told_and_the_rest_goes_on(folder, hidiff, monkeypatch):
 
 def test_an_image_that_cannot_be_restored_does_not_spoil_its_batch(folder, hidiff, monkeypatch):
     photo("photos/a.png"), photo("photos/b.png", 24, 24), photo("photos/c.png")
-    original = deblur.run_pipeline
+    original = restorer.run_pipeline
 
     def short_of_memory(pipeline, images, *options):
         if any(getattr(image, "size", None) == (24, 24) for image in images):
             raise RuntimeError("out of memory\nand a page of advice")
         return original(pipeline, images, *options)
 
-    monkeypatch.setattr(deblur, "run_pipeline", short_of_memory)
+    monkeypatch.setattr(restorer, "run_pipeline", short_of_memory)
     status, printed, complaint = hidiff("photos", "--batch_size", "3")
     assert (status, below("out")) == (1, ["a.png", "c.png"])
     assert "photos/b.png: out of memory\n" in complaint
@@ -359,7 +359,7 @@ def test_options_that_cannot_work_are_refused_before_any_image_is_touched(
 ):
     photo("photos/a.png"), photo("a.png")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(deblur, "read_image", None)
+    monkeypatch.setattr(restorer, "read_image", None)
     status = main(["deblur", "photos", "--output", "out", "--model", model, "--device", "cpu", *options])
     complaint = capsys.readouterr().err
     assert status == 2
@@ -370,7 +370,9 @@ def test_options_that_cannot_work_are_refused_before_any_image_is_touched(
 
 
 def test_only_schedulers_that_fit_the_model_are_offered():
-    epsilon, sample = (deblur.known_schedulers(HIDiffScheduler(prediction_type=kind)) for kind in ("epsilon", "sample"))
+    epsilon, sample = (
+        pipeline.known_schedulers(HIDiffScheduler(prediction_type=kind)) for kind in ("epsilon", "sample")
+    )
     assert {"hidiff", "ddpm", "ddim", "euler", "heun", "dpmsolver", "unipc"} <= set(sample) < set(epsilon)
     assert not {"deis", "edmeuler", "sasolver", "tcd"} & set(epsilon)
     assert "eulerancestral" in set(epsilon) - set(sample)
@@ -394,7 +396,7 @@ def test_half_precision_restores_almost_the_same(folder, hidiff):
 
 def test_a_model_that_returns_no_numbers_is_refused(folder, hidiff, monkeypatch):
     photo("a.png")
-    monkeypatch.setattr(deblur, "run_pipeline", lambda *_: [np.full((8, 8, 3), np.nan)])
+    monkeypatch.setattr(pipeline, "run_pipeline", lambda *_: [np.full((8, 8, 3), np.nan)])
     status, _, complaint = hidiff("a.png")
     assert (status, complaint) == (2, "hidiff: With --dtype float32 the model returns no numbers (NaN).\n")
 
@@ -402,9 +404,9 @@ def test_a_model_that_returns_no_numbers_is_refused(folder, hidiff, monkeypatch)
 def test_memory_is_kept_before_the_model_is_loaded(folder, model, monkeypatch):
     photo("a.png")
     calls = []
-    load = deblur.load_pipeline
-    monkeypatch.setattr(deblur, "keep_freed_memory", lambda: calls.append("keep"))
-    monkeypatch.setattr(deblur, "load_pipeline", lambda *a, **k: calls.append("load") or load(*a, **k))
+    load = pipeline.load_pipeline
+    monkeypatch.setattr(pipeline, "keep_freed_memory", lambda: calls.append("keep"))
+    monkeypatch.setattr(pipeline, "load_pipeline", lambda *a, **k: calls.append("load") or load(*a, **k))
     main(["deblur", "a.png", "--output", "out", "--model", model, "--device", "cpu"])
     assert calls == ["keep", "load"]
 

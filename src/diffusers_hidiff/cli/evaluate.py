@@ -24,8 +24,10 @@ from ..evaluation.runner import Job, default_workers
 from ..evaluation.runner import run as run_job
 from ..metrics.perceptual import PerceptualMetrics
 from ..utils.versions import versions
-from . import CommandError, at_least, first_line, pick_device
-from .deblur import add_pipeline_options, as_integers, ready_pipeline, run_pipeline
+from . import CommandError, at_least, first_line
+from .deblur import add_pipeline_options
+from .pipeline import pick_device, ready_pipeline, run_pipeline
+from .restorer import as_integers
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "opencv-python-headless", "scikit-image")
 NAMES_ON_PYPI = {"skimage": "scikit-image"}
@@ -52,7 +54,6 @@ Exit status: 0 all done, 1 some images failed, 2 nothing could begin, 130 interr
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "evaluate",
-        help="score a model on a benchmark",
         description="Restores the images of a data set and scores them by the published protocol.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
