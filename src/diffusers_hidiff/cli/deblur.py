@@ -98,8 +98,7 @@ def run(options: argparse.Namespace) -> int:
         restorer = Restorer(pipeline, options, bar)
         start, stopped = time.perf_counter(), None
         try:
-            for batch in batches(todo, options.batch_size):
-                restorer.restore(batch)
+            restorer.restore(batches(todo, options.batch_size))
         except DiskFullError as error:
             stopped = (1, f"Stopped, {error}")
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Restores image files.
+"""Restores image files: decodes what comes next and encodes what is done while the network runs.
 
 H, W pixels · C channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
 """
@@ -6,7 +6,11 @@ H, W pixels · C channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
 import argparse
 import errno
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from threading import Lock
 
 import numpy as np
 import PIL.Image
@@ -21,50 +25,103 @@ from . import first_line
 from .jobs import Job
 from .pipeline import run_pipeline
 
+# How many batches of decoded images may wait for the network, and how many restored images for being written. That is few,
+# for memory, and enough: decoding and encoding a JPEG take less than the network.
+BATCHES_AHEAD, IMAGES_BEHIND = 2, 4
+
+ReadJob = tuple[Job, ImageFile | UnreadableImageError]
+
 
 class DiskFullError(Exception):
     """No image after this one could be written either."""
 
 
+def read_ahead(batches: Iterable[Sequence[Job]]) -> Generator[list[ReadJob], None, None]:
+    """The images of each batch, those of the next batches being decoded meanwhile."""
+    with ThreadPoolExecutor(BATCHES_AHEAD, "read") as readers:
+        ahead: deque[Future[list[ReadJob]]] = deque()
+        try:
+            for batch in batches:
+                ahead.append(readers.submit(read_batch, batch))
+                if len(ahead) > BATCHES_AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def read_batch(jobs: Sequence[Job]) -> list[ReadJob]:
+    """Each image, or why it cannot be read."""
+    images: list[ReadJob] = []
+    for job in jobs:
+        try:
+            images.append((job, read_image(job.source)))
+        except UnreadableImageError as error:
+            images.append((job, error))
+    return images
+
+
 class Restorer:
-    """Reads, restores and writes images; counts, and tells what failed."""
+    """Reads, restores and writes images; counts, and tells what failed.
+
+    The network runs in the thread that calls, other threads read and write.
+    """
 
     def __init__(self, pipeline: HIDiffPipeline, options: argparse.Namespace, bar: tqdm) -> None:
         self.pipeline = pipeline
         self.options = options
         self.bar = bar
         self.restored = self.failed = 0
+        self.lock = Lock()  # of the counts and the bar
 
-    def restore(self, jobs: Sequence[Job]) -> None:
-        """Restores one batch; an image that fails does not keep the others from being restored.
+    def restore(self, batches: Iterable[Sequence[Job]]) -> None:
+        """Restores all batches; an image that fails does not keep the others from being restored.
+
+        Whatever ends it, what has been restored by then is written and counted when this returns.
 
         Raises:
             DiskFullError: There is no room for an image.
         """
-        batch = []
-        for job in jobs:
-            try:
-                batch.append((job, read_image(job.source)))
-            except UnreadableImageError as error:
-                self.fail(job, first_line(error))
-        if batch:
-            self.restore_images(batch)
+        behind: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(IMAGES_BEHIND, "write") as writers, closing(read_ahead(batches)) as ahead:
+            for batch in ahead:
+                for job, blurry, restored in self.restore_batch(batch):
+                    while behind and (len(behind) >= IMAGES_BEHIND or behind[0].done()):
+                        behind.popleft().result()
+                    behind.append(writers.submit(self.write, job, blurry, restored))
+            for future in behind:
+                future.result()
 
-    def restore_images(self, batch: Sequence[tuple[Job, ImageFile]]) -> None:
-        images = [blurry.image for _, blurry in batch]
+    def restore_batch(self, batch: Sequence[ReadJob]) -> Iterator[tuple[Job, ImageFile, np.ndarray]]:
+        readable = []
+        for job, blurry in batch:
+            if isinstance(blurry, UnreadableImageError):
+                self.fail(job, first_line(blurry))
+            else:
+                readable.append((job, blurry))
+        if readable:
+            yield from self.restore_images(readable)
+
+    def restore_images(self, batch: Sequence[tuple[Job, ImageFile]]) -> Iterator[tuple[Job, ImageFile, np.ndarray]]:
         try:
-            results = run_pipeline(self.pipeline, images, self.options)
+            results = run_pipeline(self.pipeline, [blurry.image for _, blurry in batch], self.options)
         except (RuntimeError, ValueError, MemoryError) as error:  # of PyTorch, too, when memory does not suffice
             if len(batch) == 1:
                 self.fail(batch[0][0], first_line(error))
                 return
             for single in batch:
-                self.restore_images([single])
+                yield from self.restore_images([single])
             return
         for (job, blurry), restored in zip(batch, results, strict=True):
-            self.write(job, blurry, restored)
+            yield job, blurry, restored
 
     def write(self, job: Job, blurry: ImageFile, restored: np.ndarray) -> None:
+        """
+        Raises:
+            DiskFullError: There is no room for it.
+        """
         if not np.isfinite(restored).all():
             self.fail(job, f"the model returned no numbers (NaN) with --dtype {self.options.dtype}")
             return
@@ -85,13 +142,15 @@ class Restorer:
         except ValueError as error:
             self.fail(job, f"cannot be written: {first_line(error)}")
         else:
-            self.restored += 1
-            self.bar.update()
+            with self.lock:
+                self.restored += 1
+                self.bar.update()
 
     def fail(self, job: Job, reason: str) -> None:
-        self.failed += 1
-        self.bar.write(f"{job.source}: {reason}", file=sys.stderr)
-        self.bar.update()
+        with self.lock:
+            self.failed += 1
+            self.bar.write(f"{job.source}: {reason}", file=sys.stderr)
+            self.bar.update()
 
 
 # Pixels
