@@ -353,6 +353,7 @@ def test_an_image_that_cannot_be_restored_does_not_spoil_its_batch(folder, hidif
         (("--model", "no/such"), "The model 'no/such' cannot be loaded (it is no folder here"),
         (("--model", "photos"), "The model 'photos' cannot be loaded: "),
         (("--output", "a.png/out"), "The folder 'a.png/out' cannot be made: Not a directory"),
+        (("--output", "/dev/fd"), "The folder '/dev/fd' cannot be written to: "),
     ],
 )
 def test_options_that_cannot_work_are_refused_before_any_image_is_touched(
@@ -455,6 +456,95 @@ def test_alpha_and_16_bits_can_be_compared(folder, hidiff, name):
     (transparent_palette() if name == "a.gif" else PIL.Image.fromarray(noise(1, np.uint16))).save(name)
     assert hidiff(name, "--compare")[0] == 0
     assert pixels_of("out/a.compare.png").shape[2] == 3
+
+
+# At the same time
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Names of the files that were read, that went through the network and that were written, so far; each with a hook."""
+
+    class Watched:
+        read, restored, written = [], [], []
+        at_work = staticmethod(lambda number: None)  # called in the network with the number of its image
+
+    read, run, write = restorer.read_image, restorer.run_pipeline, restorer.write_image
+
+    def read_image(file):
+        Watched.read.append(file.name)
+        return read(file)
+
+    def run_pipeline(*arguments):
+        Watched.at_work(len(Watched.restored))
+        Watched.restored.append(None)
+        return run(*arguments)
+
+    def write_image(file, *arguments):
+        write(file, *arguments)
+        Watched.written.append(file.name)
+
+    for function in (read_image, run_pipeline, write_image):
+        monkeypatch.setattr(restorer, function.__name__, function)
+    return Watched
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_the_next_image_is_read_and_the_last_one_written_while_the_network_runs(folder, hidiff, watched):
+    for name in "abcd":
+        photo(f"photos/{name}.png")
+    watched.at_work = lambda number: wait_until(
+        lambda: len(watched.read) >= min(number + 2, 4) and len(watched.written) >= number
+    )
+    assert hidiff("photos")[0] == 0
+    assert below("out") == ["a.png", "b.png", "c.png", "d.png"]
+
+
+@pytest.mark.parametrize("slow", ["network", "disk"])
+def test_few_images_are_in_memory_at_a_time(folder, hidiff, watched, monkeypatch, slow):
+    for number in range(16):
+        photo(f"photos/{number:02}.png")
+    ahead, behind = [], []
+
+    def at_work(number):
+        time.sleep(0.02 if slow == "network" else 0)
+        ahead.append(len(watched.read) - number)
+        behind.append(number - len(watched.written))
+
+    write = restorer.write_image
+    monkeypatch.setattr(restorer, "write_image", lambda *a: time.sleep(0.02 if slow == "disk" else 0) or write(*a))
+    watched.at_work = at_work
+    assert hidiff("photos")[0] == 0
+    assert len(watched.written) == 16
+    assert max(ahead) <= restorer.BATCHES_AHEAD + 1
+    assert max(behind) <= restorer.IMAGES_BEHIND + 1
+
+
+def test_two_processes_share_the_files(folder, hidiff, model):
+    for number in range(6):
+        photo(f"photos/{number}.png")
+    Path("photos/4.png").write_bytes(b"no image")
+    photo("two/5.png")
+    there = Path("two/5.png").read_bytes()
+    hidiff("photos", output="one")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = ["-m", "diffusers_hidiff", "deblur", "photos", "--output", "two", "--model", model, "--device", "cpu"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([*launch, *command], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("4 restored, 1 skipped (already there), 1 failed; in two (")
+    assert done.stdout.count("restored") == 1
+    assert done.stderr.count("photos/4.png: not an image") == 1
+    assert below("two") == ["0.png", "1.png", "2.png", "3.png", "5.png"]
+    assert Path("two/5.png").read_bytes() == there
+    for number in range(4):
+        assert np.array_equal(pixels_of(f"two/{number}.png"), pixels_of(f"one/{number}.png"))
 
 
 # Stopping

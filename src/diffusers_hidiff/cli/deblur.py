@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from tqdm import tqdm
 
@@ -25,6 +26,10 @@ profile. Animations and files of several pages are refused.
 
 Each image gets its own random numbers from --seed, so the result does not depend on which other
 images are restored, in what order or in batches of what size.
+
+Images are decoded and encoded while the network runs. `torchrun --nproc_per_node N -m
+diffusers_hidiff deblur …` (or accelerate launch) shares the files among N processes, on N GPUs
+where there are so many (untried; two processes on CPUs are tested). All must see INPUT and DIR.
 
 Exit status: 0 all done, 1 some images failed, 2 nothing could begin, 130 interrupted.
 """
@@ -79,40 +84,65 @@ def run(options: argparse.Namespace) -> int:
     # 1. Refuse before any work is done, and before torch and diffusers are loaded
     jobs, unmatched = plan(options.inputs, options.output, options.format, options.compare)
     refuse_clashes(jobs)
-
-    from .pipeline import pick_device, ready_pipeline  # noqa: PLC0415
-    from .restorer import DiskFullError, Restorer  # noqa: PLC0415
-
-    device = pick_device(options.device)
-    pipeline = ready_pipeline(device, options)
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"The folder {str(options.output)!r} cannot be made: {error.strerror}") from error
-
-    # 2. Restore what is not there yet
-    for problem in unmatched:
-        print(problem, file=sys.stderr)
     todo = [job for job in jobs if options.overwrite or not all(file.exists() for file in job.files)]
-    with tqdm(total=len(todo), unit=" images", file=sys.stderr) as bar:
+
+    from accelerate.utils import gather_object  # noqa: PLC0415
+
+    from .pipeline import pick_device, ready_pipeline, start_processes  # noqa: PLC0415
+    from .restorer import Restorer  # noqa: PLC0415
+
+    state = start_processes(pick_device(options.device))
+    pipeline = ready_pipeline(str(state.device), options)
+    make_folder(options.output)
+    state.wait_for_everyone()  # all have looked at what is there before anybody writes
+
+    # 2. Restore what is not there yet, each process its share
+    share = list(batches(todo, options.batch_size))[state.process_index :: state.num_processes]
+    total, whose = sum(map(len, share)), "" if state.num_processes == 1 else f" of process {state.process_index}"
+    if state.is_main_process:
+        for problem in unmatched:
+            print(problem, file=sys.stderr)
+    start = time.perf_counter()
+    with tqdm(total=total, unit=f" images{whose}", file=sys.stderr, disable=not state.is_main_process) as bar:
         restorer = Restorer(pipeline, options, bar)
-        start, stopped = time.perf_counter(), None
         try:
-            restorer.restore(batches(todo, options.batch_size))
-        except DiskFullError as error:
-            stopped = (1, f"Stopped, {error}")
+            restorer.restore(share)
         except KeyboardInterrupt:
-            stopped = (130, "Interrupted")
-        seconds = time.perf_counter() - start
+            bar.close()
+            print(f"Interrupted: {restorer.restored} of {total} images{whose} were restored.", file=sys.stderr)
+            return 130
+    outcomes = gather_object([(restorer.restored, restorer.failed, restorer.stopped)])
+    seconds = time.perf_counter() - start
 
     # 3. Say what was done
-    if stopped is not None:
-        status, reason = stopped
-        print(f"{reason}: {restorer.restored} of {len(todo)} images were restored.", file=sys.stderr)
-        return status
-    failed = len(unmatched) + restorer.failed
-    skipped = len(jobs) - len(todo)
-    counts = f"{restorer.restored} restored, {skipped} skipped{' (already there)' if skipped else ''}, {failed} failed"
-    speed = f" ({seconds / restorer.restored:.2f} s per image)" if restorer.restored else ""
-    print(f"{counts}; in {options.output}{speed}")
+    if not state.is_main_process:
+        return 0
+    restored, failed, stops = zip(*outcomes, strict=True)
+    if any(stops):
+        reason = next(filter(None, stops))
+        print(f"Stopped, {reason}: {sum(restored)} of {len(todo)} images were restored.", file=sys.stderr)
+        return 1
+    return summarise(options.output, sum(restored), len(jobs) - len(todo), len(unmatched) + sum(failed), seconds)
+
+
+def make_folder(folder: Path) -> None:
+    """
+    Raises:
+        CommandError: It cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"The folder {str(folder)!r} cannot be made: {error.strerror}") from error
+    try:
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise CommandError(f"The folder {str(folder)!r} cannot be written to: {error.strerror}") from error
+
+
+def summarise(output: Path, restored: int, skipped: int, failed: int, seconds: float) -> int:
+    """Prints what was done; returns the exit status."""
+    counts = f"{restored} restored, {skipped} skipped{' (already there)' if skipped else ''}, {failed} failed"
+    speed = f" ({seconds / restored:.2f} s per image)" if restored else ""
+    print(f"{counts}; in {output}{speed}")
     return 1 if failed else 0

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from ..metrics.perceptual import PerceptualMetrics
 from ..utils.versions import versions
 from . import CommandError, at_least, first_line
 from .deblur import add_pipeline_options
-from .pipeline import pick_device, ready_pipeline, run_pipeline
+from .pipeline import pick_device, ready_pipeline, run_pipeline, start_processes
 from .restorer import as_integers
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "opencv-python-headless", "scikit-image")
@@ -160,11 +159,6 @@ def perceptual_metrics(names: Sequence[str], device: torch.device) -> Perceptual
         return PerceptualMetrics(names, device) if names else None
     except (ImportError, ValueError) as error:
         raise CommandError(first_line(error)) from error
-
-
-def start_processes(device: str) -> PartialState:
-    """This process among those that Accelerate started; they wait for each other a day, not minutes."""
-    return PartialState(cpu=device == "cpu", timeout=timedelta(days=1))
 
 
 def workers(options: argparse.Namespace) -> int:

@@ -1,14 +1,16 @@
-"""The pipeline and its device, as the options of a command say."""
+"""The pipeline, its device and its processes, as the options of a command say."""
 
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
+from accelerate import PartialState
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
 
@@ -33,6 +35,11 @@ def pick_device(name: str) -> str:
     if not available[name]:
         raise CommandError(f"--device {name} cannot be used: PyTorch finds no such device on this machine.")
     return name
+
+
+def start_processes(device: str) -> PartialState:
+    """This process among those that Accelerate started; they wait for each other a day, not minutes."""
+    return PartialState(cpu=device == "cpu", timeout=timedelta(days=1))
 
 
 def load_pipeline(model: str | None, **options: Any) -> HIDiffPipeline:

@@ -67,6 +67,11 @@ class Restorer:
     """Reads, restores and writes images; counts, and tells what failed.
 
     The network runs in the thread that calls, other threads read and write.
+
+    Args:
+        pipeline: On its device.
+        options: Of the command.
+        bar: Counts the images that are done, restored or failed.
     """
 
     def __init__(self, pipeline: HIDiffPipeline, options: argparse.Namespace, bar: tqdm) -> None:
@@ -74,25 +79,27 @@ class Restorer:
         self.options = options
         self.bar = bar
         self.restored = self.failed = 0
+        self.stopped: str | None = None  # why no further image can be written
         self.lock = Lock()  # of the counts and the bar
 
     def restore(self, batches: Iterable[Sequence[Job]]) -> None:
-        """Restores all batches; an image that fails does not keep the others from being restored.
+        """Restores all batches, or as many as there is room for; an image that fails does not keep the others from being
+        restored.
 
-        Whatever ends it, what has been restored by then is written and counted when this returns.
-
-        Raises:
-            DiskFullError: There is no room for an image.
+        Also when it is interrupted: what has been restored by then is written and counted.
         """
         behind: deque[Future[None]] = deque()
         with ThreadPoolExecutor(IMAGES_BEHIND, "write") as writers, closing(read_ahead(batches)) as ahead:
-            for batch in ahead:
-                for job, blurry, restored in self.restore_batch(batch):
-                    while behind and (len(behind) >= IMAGES_BEHIND or behind[0].done()):
-                        behind.popleft().result()
-                    behind.append(writers.submit(self.write, job, blurry, restored))
-            for future in behind:
-                future.result()
+            try:
+                for batch in ahead:
+                    for job, blurry, restored in self.restore_batch(batch):
+                        while behind and (len(behind) >= IMAGES_BEHIND or behind[0].done()):
+                            behind.popleft().result()
+                        behind.append(writers.submit(self.write, job, blurry, restored))
+                for future in behind:
+                    future.result()
+            except DiskFullError as error:
+                self.stopped = str(error)
 
     def restore_batch(self, batch: Sequence[ReadJob]) -> Iterator[tuple[Job, ImageFile, np.ndarray]]:
         readable = []

@@ -16,11 +16,10 @@ from .evaluate import (
     finish,
     need_libraries,
     perceptual_metrics,
-    start_processes,
     told_in_a_sentence,
     workers,
 )
-from .pipeline import pick_device
+from .pipeline import pick_device, start_processes
 
 EPILOG = """
 Images belong together that bear the same name in both folders, below the same subfolders; the
