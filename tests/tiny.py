@@ -10,6 +10,7 @@ import accelerate
 import pytest
 import torch
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -99,6 +100,25 @@ class EveryModel:
         loaded = type(model).from_pretrained(tmp_path)
         assert public_config(loaded) == public_config(model)
         assert torch.equal(self.run(loaded), self.run(model))
+
+    @torch.no_grad()
+    def test_a_variant_in_shards_gives_the_same(self, tmp_path):
+        model = self.build()
+        model.save_pretrained(tmp_path, max_shard_size="2KB", variant="fp16")
+        assert len(list(tmp_path.glob("*.fp16*.safetensors"))) > 1
+        assert torch.equal(self.run(type(model).from_pretrained(tmp_path, variant="fp16")), self.run(model))
+
+    def test_an_average_over_training_follows_the_model_and_is_saved(self, tmp_path):
+        model = self.build()
+        average = EMAModel(model.parameters(), model_cls=type(model), model_config=model.config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+        average.step(model.parameters())
+        average.save_pretrained(tmp_path)
+        loaded = EMAModel.from_pretrained(tmp_path, type(model))
+        for saved, kept in zip(loaded.shadow_params, average.shadow_params, strict=True):
+            assert torch.equal(saved, kept)
 
     @torch.no_grad()
     def test_without_return_dict_it_returns_a_tuple_of_one(self):
