@@ -1,6 +1,7 @@
 """`hidiff COMMAND …`, also `python -m diffusers_hidiff COMMAND …`."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
 
@@ -48,7 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
         options = make_parser(wanted).parse_args(arguments)
-        return options.run(options)
+        status: int = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `hidiff info | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's last flush
+        return 1
     except CommandError as error:
         print(f"hidiff: {error}", file=sys.stderr)
         return 2

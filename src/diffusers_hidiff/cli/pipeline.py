@@ -59,7 +59,8 @@ def load_pipeline(model: str | None, **options: Any) -> HIDiffPipeline:
             pipeline = HIDiffPipeline.from_pretrained(model, **options)
     except Exception as error:  # a folder can be wrong in any way
         where = "" if Path(model).is_dir() else " (it is no folder here, so it was looked for on the Hub)"
-        raise CommandError(f"The model {model!r} cannot be loaded{where}: {first_line(error)}") from error
+        reason = first_line(error).removesuffix(" Please check out the root cause in the stacktrace above.")
+        raise CommandError(f"The model {model!r} cannot be loaded{where}: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
