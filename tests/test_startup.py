@@ -68,26 +68,28 @@ print(HIDiffTransformer.__module__, ModelMixin.__module__)
 
 ORDERS = ("import diffusers_hidiff, diffusers", "import diffusers, diffusers_hidiff")
 LOAD = """
-import sys
+import sys, torch
 for model in sys.argv[1:]:
     network = diffusers.AutoModel.from_pretrained(model, subfolder="transformer")  # looks for our classes by itself
     pipeline = diffusers_hidiff.HIDiffPipeline.from_pretrained(model)
     diffusers.HIDiffPipeline = diffusers_hidiff.HIDiffPipeline
     plain = diffusers.DiffusionPipeline.from_pretrained(model)
-    print(*(type(part).__name__ for part in (network, pipeline, pipeline.denoiser, plain)))
+    half = diffusers_hidiff.HIDiffPipeline.from_pretrained(model, variant="fp16", dtype=torch.float16)
+    print(*(type(part).__name__ for part in (network, pipeline, pipeline.denoiser, plain)), half.transformer.dtype)
 """
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_diffusers_finds_the_classes_whichever_is_imported_first(gopro_pipeline, tmp_path, order):
-    gopro_pipeline.save_pretrained(tmp_path / "model")
+    for variant in (None, "fp16"):
+        gopro_pipeline.save_pretrained(tmp_path / "model", variant=variant, max_shard_size="60KB")
     with serve("someone/hidiff-tiny", tmp_path / "model") as endpoint:
         found = run(
             f"{order}\n{LOAD}",
             *("someone/hidiff-tiny", tmp_path / "model"),
             env=environment(endpoint, tmp_path / "cache"),
         )
-    assert found == ["HIDiffTransformer HIDiffPipeline HIDiffMixerDenoiser HIDiffPipeline"] * 2
+    assert found == ["HIDiffTransformer HIDiffPipeline HIDiffMixerDenoiser HIDiffPipeline torch.float16"] * 2
 
 
 def test_the_pipeline_alone_is_enough_to_load_from_the_hub(gopro_pipeline, tmp_path):

@@ -186,6 +186,17 @@ class EveryModel:
         assert torch.equal(self.run(model), expected)
 
     @torch.no_grad()
+    @pytest.mark.parametrize("share", [0.6, 0.2])
+    def test_weights_that_memory_has_no_room_for_stay_on_the_disk(self, share, tmp_path):
+        model = self.build()
+        model.save_pretrained(tmp_path / "model")
+        memory = {"cpu": int(share * sum(parameter.nbytes for parameter in model.parameters()))}
+        places = {"device_map": "auto", "max_memory": memory, "offload_folder": tmp_path / "offloaded"}
+        loaded = type(model).from_pretrained(tmp_path / "model", **places)
+        assert "disk" in loaded.hf_device_map.values()
+        assert torch.equal(self.run(loaded), self.run(model))
+
+    @torch.no_grad()
     def test_weights_may_be_stored_in_eight_bits(self):
         model = self.build()
         expected = self.run(model)
