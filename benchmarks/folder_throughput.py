@@ -23,6 +23,7 @@ from diffusers_hidiff.cli.info import image_size
 from diffusers_hidiff.cli.jobs import Job, batches
 from diffusers_hidiff.cli.pipeline import ready_pipeline, run_pipeline
 from diffusers_hidiff.cli.restorer import Restorer, as_integers
+from diffusers_hidiff.data.paired_images import read_rgb
 from diffusers_hidiff.image_files import read_image, write_image
 
 SAMPLE = Path(__file__).resolve().parents[1] / "docs" / "sample" / "blurry.png"
@@ -30,7 +31,7 @@ SAMPLE = Path(__file__).resolve().parents[1] / "docs" / "sample" / "blurry.png"
 
 def write_photos(folder: Path, count: int, width: int, height: int) -> list[Path]:
     """So many JPEGs of the sample photo, continued by reflection to the size; each a little different."""
-    photo = np.asarray(read_image(SAMPLE).image.convert("RGB"))
+    photo = read_rgb(SAMPLE)
     files = [folder / f"{number:03}.jpg" for number in range(count)]
     for number, file in enumerate(files):
         shifted = np.roll(photo, 16 * number, axis=1)

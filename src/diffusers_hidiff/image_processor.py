@@ -98,9 +98,7 @@ def _fetched(address: str) -> PIL.Image.Image:
         image.load()
     except Exception as error:  # of the network, of the file, of whatever decoder
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"`image` must be the path or URL of an image that can be read, got {address!r}: {reason}"
-        ) from error
+        raise ValueError(f"`image` must be the path or URL of a readable image, got {address!r}: {reason}") from error
     return image
 
 

@@ -526,6 +526,16 @@ def test_few_images_are_in_memory_at_a_time(folder, hidiff, watched, monkeypatch
     assert max(behind) <= restorer.IMAGES_BEHIND + 1
 
 
+def test_large_images_pass_through_alone(folder, hidiff, watched, monkeypatch):
+    monkeypatch.setattr(restorer, "MANY_PIXELS", 1000)
+    for name in "abcd":
+        photo(f"photos/{name}.png", 40, 48)
+    seen = []
+    watched.at_work = lambda number: seen.append((len(watched.read), len(watched.written)))
+    assert hidiff("photos")[0] == 0
+    assert seen == [(1, 0), (2, 1), (3, 2), (4, 3)]
+
+
 def test_two_processes_share_the_files(folder, hidiff, model):
     for number in range(6):
         photo(f"photos/{number}.png")

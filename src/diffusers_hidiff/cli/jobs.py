@@ -121,3 +121,8 @@ def batches(jobs: Sequence[Job], size: int) -> Iterator[Sequence[Job]]:
         jobs = sorted(jobs, key=lambda job: stored_size(job.source))
     for start in range(0, len(jobs), size):
         yield jobs[start : start + size]
+
+
+def pixels_of(jobs: Sequence[Job]) -> int:
+    """Pixels of all their images, as the files' headers say."""
+    return sum(width * height for width, height in (stored_size(job.source) for job in jobs))

@@ -7,7 +7,7 @@ import argparse
 import errno
 import sys
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from threading import Lock
@@ -22,14 +22,16 @@ from ..image_files import ImageFile, UnreadableImageError, over_white, read_imag
 from ..image_processor import postprocess, preprocess
 from ..pipelines.pipeline_hidiff import HIDiffPipeline
 from . import first_line
-from .jobs import Job
+from .jobs import Job, pixels_of
 from .pipeline import run_pipeline
 
 # How many batches of decoded images may wait for the network, and how many restored images for being written. That is few,
-# for memory, and enough: decoding and encoding a JPEG take less than the network.
-BATCHES_AHEAD, IMAGES_BEHIND = 2, 4
+# for memory, and enough: decoding and encoding a JPEG take less than the network. A batch of more than so many pixels
+# passes through alone.
+BATCHES_AHEAD, IMAGES_BEHIND, MANY_PIXELS = 2, 4, 2**25
 
 ReadJob = tuple[Job, ImageFile | UnreadableImageError]
+HandOn = Callable[[Job, ImageFile, np.ndarray], None]  # takes the restored image
 
 
 class DiskFullError(Exception):
@@ -42,8 +44,11 @@ def read_ahead(batches: Iterable[Sequence[Job]]) -> Generator[list[ReadJob], Non
         ahead: deque[Future[list[ReadJob]]] = deque()
         try:
             for batch in batches:
+                alone = pixels_of(batch) > MANY_PIXELS
+                while ahead and (alone or len(ahead) > BATCHES_AHEAD):
+                    yield ahead.popleft().result()
                 ahead.append(readers.submit(read_batch, batch))
-                if len(ahead) > BATCHES_AHEAD:
+                if alone:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
@@ -90,18 +95,24 @@ class Restorer:
         """
         behind: deque[Future[None]] = deque()
         with ThreadPoolExecutor(IMAGES_BEHIND, "write") as writers, closing(read_ahead(batches)) as ahead:
+
+            def hand_on(job: Job, blurry: ImageFile, restored: np.ndarray) -> None:
+                if len(behind) >= IMAGES_BEHIND:
+                    behind.popleft().result()
+                behind.append(writers.submit(self.write, job, blurry, restored))
+
             try:
                 for batch in ahead:
-                    for job, blurry, restored in self.restore_batch(batch):
-                        while behind and (len(behind) >= IMAGES_BEHIND or behind[0].done()):
-                            behind.popleft().result()
-                        behind.append(writers.submit(self.write, job, blurry, restored))
+                    alone = pixels_of([job for job, _ in batch]) > MANY_PIXELS
+                    while behind and (alone or behind[0].done()):
+                        behind.popleft().result()
+                    self.restore_batch(batch, hand_on)
                 for future in behind:
                     future.result()
             except DiskFullError as error:
                 self.stopped = str(error)
 
-    def restore_batch(self, batch: Sequence[ReadJob]) -> Iterator[tuple[Job, ImageFile, np.ndarray]]:
+    def restore_batch(self, batch: Sequence[ReadJob], hand_on: HandOn) -> None:
         readable = []
         for job, blurry in batch:
             if isinstance(blurry, UnreadableImageError):
@@ -109,9 +120,9 @@ class Restorer:
             else:
                 readable.append((job, blurry))
         if readable:
-            yield from self.restore_images(readable)
+            self.restore_images(readable, hand_on)
 
-    def restore_images(self, batch: Sequence[tuple[Job, ImageFile]]) -> Iterator[tuple[Job, ImageFile, np.ndarray]]:
+    def restore_images(self, batch: Sequence[tuple[Job, ImageFile]], hand_on: HandOn) -> None:
         try:
             results = run_pipeline(self.pipeline, [blurry.image for _, blurry in batch], self.options)
         except (RuntimeError, ValueError, MemoryError) as error:  # of PyTorch, too, when memory does not suffice
@@ -119,10 +130,10 @@ class Restorer:
                 self.fail(batch[0][0], first_line(error))
                 return
             for single in batch:
-                yield from self.restore_images([single])
+                self.restore_images([single], hand_on)
             return
         for (job, blurry), restored in zip(batch, results, strict=True):
-            yield job, blurry, restored
+            hand_on(job, blurry, restored)
 
     def write(self, job: Job, blurry: ImageFile, restored: np.ndarray) -> None:
         """
