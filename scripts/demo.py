@@ -14,7 +14,7 @@ import PIL.Image
 import torch
 
 from diffusers_hidiff import HIDIFF_SMALL, HIDiffPipeline
-from diffusers_hidiff.cli.deblur import side_by_side
+from diffusers_hidiff.cli.restorer import side_by_side
 from diffusers_hidiff.data.paired_images import read_rgb
 from diffusers_hidiff.metrics.psnr import psnr_of_arrays
 from diffusers_hidiff.utils.allocator import keep_freed_memory

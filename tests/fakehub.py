@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,3 +67,8 @@ def serve(repo_id: str, folder: Path) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def environment(endpoint: str, cache: Path, offline: bool = False) -> dict[str, str]:
+    """For a process that takes `endpoint` for the Hub and keeps what it fetches in `cache`."""
+    return os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": str(int(offline))}

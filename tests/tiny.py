@@ -10,6 +10,7 @@ import accelerate
 import pytest
 import torch
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -101,6 +102,25 @@ class EveryModel:
         assert torch.equal(self.run(loaded), self.run(model))
 
     @torch.no_grad()
+    def test_a_variant_in_shards_gives_the_same(self, tmp_path):
+        model = self.build()
+        model.save_pretrained(tmp_path, max_shard_size="2KB", variant="fp16")
+        assert len(list(tmp_path.glob("*.fp16*.safetensors"))) > 1
+        assert torch.equal(self.run(type(model).from_pretrained(tmp_path, variant="fp16")), self.run(model))
+
+    def test_an_average_over_training_follows_the_model_and_is_saved(self, tmp_path):
+        model = self.build()
+        average = EMAModel(model.parameters(), model_cls=type(model), model_config=model.config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+        average.step(model.parameters())
+        average.save_pretrained(tmp_path)
+        loaded = EMAModel.from_pretrained(tmp_path, type(model))
+        for saved, kept in zip(loaded.shadow_params, average.shadow_params, strict=True):
+            assert torch.equal(saved, kept)
+
+    @torch.no_grad()
     def test_without_return_dict_it_returns_a_tuple_of_one(self):
         model = self.build()
         result = model(*self.inputs, return_dict=False)
@@ -164,6 +184,17 @@ class EveryModel:
         expected = self.run(model)
         model.enable_group_offload(torch.device("cpu"), **options)
         assert torch.equal(self.run(model), expected)
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("share", [0.6, 0.2])
+    def test_weights_that_memory_has_no_room_for_stay_on_the_disk(self, share, tmp_path):
+        model = self.build()
+        model.save_pretrained(tmp_path / "model")
+        memory = {"cpu": int(share * sum(parameter.nbytes for parameter in model.parameters()))}
+        places = {"device_map": "auto", "max_memory": memory, "offload_folder": tmp_path / "offloaded"}
+        loaded = type(model).from_pretrained(tmp_path / "model", **places)
+        assert "disk" in loaded.hf_device_map.values()
+        assert torch.equal(self.run(loaded), self.run(model))
 
     @torch.no_grad()
     def test_weights_may_be_stored_in_eight_bits(self):

@@ -1,20 +1,13 @@
-"""HI-Diff (arXiv:2305.12966) for diffusers: sharp photographs from blurry ones."""
+"""HI-Diff (arXiv:2305.12966) for diffusers: sharp photographs from blurry ones.
 
+The classes, and with them torch and diffusers, are imported when the first of them is asked for: they take seconds, which
+`hidiff --help` and a misspelt option should not. Where diffusers is loaded already they come at once, for it may look for
+them here.
+"""
+
+import sys
 from pathlib import Path
-
-# A saved pipeline names its classes as ["diffusers_hidiff", "Class"] once the package is known here, and they load, from
-# a folder or from the Hub, where diffusers finds its base classes beside them.
-from diffusers.models.modeling_utils import ModelMixin
-from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
-
-from .models.denoiser import HIDiffMixerDenoiser, HIDiffMLPDenoiser
-from .models.latent_encoder import HIDiffLatentEncoder
-from .models.transformer_hidiff import HIDiffTransformer
-from .pipelines.pipeline_hidiff import HIDiffPipeline, HIDiffPipelineOutput
-from .schedulers.scheduling_hidiff import HIDiffScheduler
-
-LOADABLE_CLASSES.setdefault("diffusers_hidiff", {})
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -34,3 +27,29 @@ __all__ = [
     "SchedulerMixin",
     "__version__",
 ]
+
+if TYPE_CHECKING or "diffusers" in sys.modules:
+    from ._classes import (
+        HIDiffLatentEncoder,
+        HIDiffMixerDenoiser,
+        HIDiffMLPDenoiser,
+        HIDiffPipeline,
+        HIDiffPipelineOutput,
+        HIDiffScheduler,
+        HIDiffTransformer,
+        ModelMixin,
+        SchedulerMixin,
+    )
+else:
+
+    def __getattr__(name: str) -> Any:
+        """What is not here yet (PEP 562)."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import _classes  # noqa: PLC0415
+
+        return globals().setdefault(name, getattr(_classes, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

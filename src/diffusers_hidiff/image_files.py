@@ -13,6 +13,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import PIL.ExifTags
@@ -286,7 +287,7 @@ def _without_offsets(tags: dict[int, Any]) -> dict[int, Any]:
 
 def write_whole(file: Path, encoded: bytes) -> None:
     """Writes beside `file` and renames: whoever looks sees the old file, the new one, or none."""
-    temporary = file.with_name(f".hidiff-{os.getpid()}.part")
+    temporary = file.with_name(f".hidiff-{uuid4().hex}.part")  # other threads and machines may write here, too
     try:
         temporary.write_bytes(encoded)
         os.replace(temporary, file)

@@ -85,7 +85,7 @@ def preprocess(images: ImageInput | Sequence[ImageInput]) -> list[Picture]:
             point in [0, 1]), or a list of those, of any sizes.
     Raises:
         TypeError: Something is none of those.
-        ValueError: An image is empty, out of range, not finite, or has a number of channels other than 1 to 4.
+        ValueError: An image cannot be read, is empty, out of range, not finite, or has other than 1 to 4 channels.
     """
     if isinstance(images, str | Path | PIL.Image.Image | np.ndarray | Tensor):
         images = [images]
@@ -103,7 +103,7 @@ def preprocess(images: ImageInput | Sequence[ImageInput]) -> list[Picture]:
 def _pictures(image: ImageInput) -> list[Picture]:
     """An array or tensor may hold a batch; everything else is one picture."""
     if isinstance(image, str | Path):
-        image = load_image(str(image), convert_method=lambda loaded: loaded)  # keeps the mode
+        image = _fetched(str(image))
     if isinstance(image, PIL.Image.Image):
         if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:  # otherwise it would only be copied
             image = PIL.ImageOps.exif_transpose(image)
@@ -124,6 +124,17 @@ def _pictures(image: ImageInput) -> list[Picture]:
     raise TypeError(
         f"`image` must be a path, a URL, a PIL image, a NumPy array or a tensor, got {type(image).__name__} in the list."
     )
+
+
+def _fetched(address: str) -> PIL.Image.Image:
+    """The image of a file or a URL, decoded, upright and in the mode that it has there."""
+    try:
+        image: PIL.Image.Image = load_image(address, convert_method=lambda loaded: loaded)
+        image.load()
+    except Exception as error:  # of the network, of the file, of whatever decoder
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"`image` must be the path or URL of a readable image, got {address!r}: {reason}") from error
+    return image
 
 
 def _array_of_pil(image: PIL.Image.Image) -> np.ndarray:

@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from tiny import tiny_condition_encoder, tiny_mixer_denoiser, tiny_transformer
 
 from diffusers_hidiff import HIDiffPipeline, HIDiffScheduler
-from diffusers_hidiff.cli import deblur
+from diffusers_hidiff.cli import jobs, pipeline, restorer
 from diffusers_hidiff.cli.main import main
 
 RNG = np.random.default_rng(0)
@@ -136,7 +137,7 @@ def test_a_file_that_is_named_twice_is_restored_once(folder, hidiff):
     ],
 )
 def test_a_name_changes_only_where_the_format_does(name, file_format, expected):
-    assert deblur.output_name(Path("x", name), file_format) == Path("x", expected)
+    assert jobs.output_name(Path("x", name), file_format) == Path("x", expected)
 
 
 def test_two_images_for_one_output_are_refused(folder, hidiff):
@@ -210,7 +211,7 @@ def test_ways_to_a_better_picture_change_it(folder, hidiff, options):
 
 
 def test_a_limit_of_memory_changes_nothing_and_a_slow_image_tells_how_far_it_is(folder, hidiff, monkeypatch):
-    monkeypatch.setattr(deblur, "PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(restorer, "PROGRESS_SECONDS", 0)
     photo("a.png", 40, 48)
     hidiff("a.png", output="plain")
     status, _, err = hidiff("a.png", "--max_memory", "20GB", output="limited")
@@ -334,14 +335,14 @@ def test_bad_files_are_told_and_the_rest_goes_on(folder, hidiff, monkeypatch):
 
 def test_an_image_that_cannot_be_restored_does_not_spoil_its_batch(folder, hidiff, monkeypatch):
     photo("photos/a.png"), photo("photos/b.png", 24, 24), photo("photos/c.png")
-    original = deblur.run_pipeline
+    original = restorer.run_pipeline
 
     def short_of_memory(pipeline, images, *options):
         if any(getattr(image, "size", None) == (24, 24) for image in images):
             raise RuntimeError("out of memory\nand a page of advice")
         return original(pipeline, images, *options)
 
-    monkeypatch.setattr(deblur, "run_pipeline", short_of_memory)
+    monkeypatch.setattr(restorer, "run_pipeline", short_of_memory)
     status, printed, complaint = hidiff("photos", "--batch_size", "3")
     assert (status, below("out")) == (1, ["a.png", "c.png"])
     assert "photos/b.png: out of memory\n" in complaint
@@ -372,6 +373,7 @@ def test_an_image_that_cannot_be_restored_does_not_spoil_its_batch(folder, hidif
         (("--model", "no/such"), "The model 'no/such' cannot be loaded (it is no folder here"),
         (("--model", "photos"), "The model 'photos' cannot be loaded: "),
         (("--output", "a.png/out"), "The folder 'a.png/out' cannot be made: Not a directory"),
+        (("--output", "/dev/fd"), "The folder '/dev/fd' cannot be written to: "),
     ],
 )
 def test_options_that_cannot_work_are_refused_before_any_image_is_touched(
@@ -379,7 +381,7 @@ def test_options_that_cannot_work_are_refused_before_any_image_is_touched(
 ):
     photo("photos/a.png"), photo("a.png")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(deblur, "read_image", None)
+    monkeypatch.setattr(restorer, "read_image", None)
     status = main(["deblur", "photos", "--output", "out", "--model", model, "--device", "cpu", *options])
     complaint = capsys.readouterr().err
     assert status == 2
@@ -390,7 +392,9 @@ def test_options_that_cannot_work_are_refused_before_any_image_is_touched(
 
 
 def test_only_schedulers_that_fit_the_model_are_offered():
-    epsilon, sample = (deblur.known_schedulers(HIDiffScheduler(prediction_type=kind)) for kind in ("epsilon", "sample"))
+    epsilon, sample = (
+        pipeline.known_schedulers(HIDiffScheduler(prediction_type=kind)) for kind in ("epsilon", "sample")
+    )
     assert {"hidiff", "ddpm", "ddim", "euler", "heun", "dpmsolver", "unipc"} <= set(sample) < set(epsilon)
     assert not {"deis", "edmeuler", "sasolver", "tcd"} & set(epsilon)
     assert "eulerancestral" in set(epsilon) - set(sample)
@@ -414,23 +418,23 @@ def test_half_precision_restores_almost_the_same(folder, hidiff):
 
 def test_a_model_that_returns_no_numbers_is_refused(folder, hidiff, monkeypatch):
     photo("a.png")
-    monkeypatch.setattr(deblur, "run_pipeline", lambda *_: [np.full((8, 8, 3), np.nan)])
+    monkeypatch.setattr(pipeline, "run_pipeline", lambda *_: [np.full((8, 8, 3), np.nan)])
     status, _, complaint = hidiff("a.png")
     assert (status, complaint) == (2, "hidiff: With --dtype float32 the model returns no numbers (NaN).\n")
 
 
 def test_memory_is_not_kept_where_it_is_limited(folder, hidiff, monkeypatch):
     photo("a.png")
-    monkeypatch.setattr(deblur, "keep_freed_memory", lambda: pytest.fail("kept in pieces, it goes beyond the limit"))
+    monkeypatch.setattr(pipeline, "keep_freed_memory", lambda: pytest.fail("kept in pieces, it goes beyond the limit"))
     assert hidiff("a.png", "--max_memory", "20GB")[0] == 0
 
 
 def test_memory_is_kept_before_the_model_is_loaded(folder, model, monkeypatch):
     photo("a.png")
     calls = []
-    load = deblur.load_pipeline
-    monkeypatch.setattr(deblur, "keep_freed_memory", lambda: calls.append("keep"))
-    monkeypatch.setattr(deblur, "load_pipeline", lambda *a, **k: calls.append("load") or load(*a, **k))
+    load = pipeline.load_pipeline
+    monkeypatch.setattr(pipeline, "keep_freed_memory", lambda: calls.append("keep"))
+    monkeypatch.setattr(pipeline, "load_pipeline", lambda *a, **k: calls.append("load") or load(*a, **k))
     main(["deblur", "a.png", "--output", "out", "--model", model, "--device", "cpu"])
     assert calls == ["keep", "load"]
 
@@ -480,6 +484,105 @@ def test_alpha_and_16_bits_can_be_compared(folder, hidiff, name):
     assert pixels_of("out/a.compare.png").shape[2] == 3
 
 
+# At the same time
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Names of the files that were read, that went through the network and that were written, so far; each with a hook."""
+
+    class Watched:
+        read, restored, written = [], [], []
+        at_work = staticmethod(lambda number: None)  # called in the network with the number of its image
+
+    read, run, write = restorer.read_image, restorer.run_pipeline, restorer.write_image
+
+    def read_image(file):
+        Watched.read.append(file.name)
+        return read(file)
+
+    def run_pipeline(*arguments):
+        Watched.at_work(len(Watched.restored))
+        Watched.restored.append(None)
+        return run(*arguments)
+
+    def write_image(file, *arguments):
+        write(file, *arguments)
+        Watched.written.append(file.name)
+
+    for function in (read_image, run_pipeline, write_image):
+        monkeypatch.setattr(restorer, function.__name__, function)
+    return Watched
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_the_next_image_is_read_and_the_last_one_written_while_the_network_runs(folder, hidiff, watched):
+    for name in "abcd":
+        photo(f"photos/{name}.png")
+    watched.at_work = lambda number: wait_until(
+        lambda: len(watched.read) >= min(number + 2, 4) and len(watched.written) >= number
+    )
+    assert hidiff("photos")[0] == 0
+    assert below("out") == ["a.png", "b.png", "c.png", "d.png"]
+
+
+@pytest.mark.parametrize("slow", ["network", "disk"])
+def test_few_images_are_in_memory_at_a_time(folder, hidiff, watched, monkeypatch, slow):
+    for number in range(16):
+        photo(f"photos/{number:02}.png")
+    ahead, behind = [], []
+
+    def at_work(number):
+        time.sleep(0.02 if slow == "network" else 0)
+        ahead.append(len(watched.read) - number)
+        behind.append(number - len(watched.written))
+
+    write = restorer.write_image
+    monkeypatch.setattr(restorer, "write_image", lambda *a: time.sleep(0.02 if slow == "disk" else 0) or write(*a))
+    watched.at_work = at_work
+    assert hidiff("photos")[0] == 0
+    assert len(watched.written) == 16
+    assert max(ahead) <= restorer.BATCHES_AHEAD + 1
+    assert max(behind) <= restorer.IMAGES_BEHIND + 1
+
+
+def test_large_images_pass_through_alone(folder, hidiff, watched, monkeypatch):
+    monkeypatch.setattr(restorer, "MANY_PIXELS", 1000)
+    for name in "abcd":
+        photo(f"photos/{name}.png", 40, 48)
+    seen = []
+    watched.at_work = lambda number: seen.append((len(watched.read), len(watched.written)))
+    assert hidiff("photos")[0] == 0
+    assert seen == [(1, 0), (2, 1), (3, 2), (4, 3)]
+
+
+def test_two_processes_share_the_files(folder, hidiff, model):
+    for number in range(6):
+        photo(f"photos/{number}.png")
+    Path("photos/4.png").write_bytes(b"no image")
+    photo("two/5.png")
+    there = Path("two/5.png").read_bytes()
+    hidiff("photos", output="one")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = ["-m", "diffusers_hidiff", "deblur", "photos", "--output", "two", "--model", model, "--device", "cpu"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([*launch, *command], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("4 restored, 1 skipped (already there), 1 failed; in two (")
+    assert done.stdout.count("restored") == 1
+    assert done.stderr.count("photos/4.png: not an image") == 1
+    assert below("two") == ["0.png", "1.png", "2.png", "3.png", "5.png"]
+    assert Path("two/5.png").read_bytes() == there
+    for number in range(4):
+        assert np.array_equal(pixels_of(f"two/{number}.png"), pixels_of(f"one/{number}.png"))
+
+
 # Stopping
 
 
@@ -499,8 +602,8 @@ def test_a_full_disk_stops_with_a_sentence_and_leaves_whole_files(folder, hidiff
     monkeypatch.setattr(Path, "write_bytes", disk_of_one_image)
     status, _, complaint = hidiff("photos")
     assert status == 1
-    assert complaint.endswith("Stopped, no room left for out/b.png: 1 of 3 images were restored.\n")
-    assert os.listdir("out") == ["a.png"]
+    assert re.search(r"Stopped, no room left for out/[abc].png: 1 of 3 images were restored.\n$", complaint)
+    assert len(os.listdir("out")) == 1
 
 
 def test_a_file_that_cannot_be_written_is_told_and_the_rest_goes_on(folder, hidiff):

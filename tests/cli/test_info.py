@@ -1,5 +1,7 @@
 import json
+import os
 import runpy
+import subprocess
 import sys
 
 import diffusers
@@ -9,7 +11,7 @@ from tiny import NUM_TOKENS, PRIOR_DIM, tiny_condition_encoder, tiny_mlp_denoise
 
 import diffusers_hidiff
 from diffusers_hidiff import HIDiffPipeline, HIDiffScheduler
-from diffusers_hidiff.cli import info
+from diffusers_hidiff.cli import facts as told
 from diffusers_hidiff.cli.main import main
 
 
@@ -88,7 +90,16 @@ def test_a_graphics_card_is_told_with_its_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Card")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
-    assert info.devices()[0] == {"device": "cuda:0", "name": "Card", "memory_gib": 8.0}
+    assert told.devices()[0] == {"device": "cuda:0", "name": "Card", "memory_gib": 8.0}
+
+
+def test_a_reader_that_leaves_is_no_error_to_tell(model):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "diffusers_hidiff", "info", model, "--size", "8x8"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_the_module_is_the_command(monkeypatch, capsys):

@@ -1,10 +1,9 @@
 """Loading from a repository of the Hub's shape, in a process of its own: the endpoint is read at import."""
 
-import os
 import subprocess
 import sys
 
-from fakehub import serve
+from fakehub import environment, serve
 
 PROGRAM = """
 import diffusers_hidiff, torch
@@ -15,8 +14,9 @@ print(type(pipe.transformer).__name__, pipe(torch.zeros(3, 8, 8), prior=torch.ze
 
 
 def load(endpoint, cache, offline):
-    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": str(int(offline))}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", PROGRAM]
+    variables = environment(endpoint, cache, offline)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -12,8 +12,9 @@ from ..experiments.prior_sensitivity import priors_to_try, sensitivity_sheet
 from ..image_files import write_whole
 from ..pipelines.pipeline_hidiff import HIDiffPipeline
 from ..utils.allocator import keep_freed_memory
-from . import DEVICES, CommandError, at_least, first_line, load_pipeline, pick_device, stage1_encoder
+from . import DEVICES, CommandError, at_least, first_line
 from .evaluate import need_libraries
+from .pipeline import load_pipeline, pick_device, stage1_encoder
 
 QUESTIONS = {
     "chain": "the pictures that the clean estimates of the reverse chain give, step by step",
@@ -25,7 +26,6 @@ QUESTIONS = {
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "analyse",
-        help="look into the model at work on one image",
         description="Draws " + "; ".join(f"{name}: {what}" for name, what in QUESTIONS.items()) + ".",
     )
     add = parser.add_argument

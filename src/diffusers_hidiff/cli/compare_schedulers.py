@@ -17,17 +17,9 @@ from ..experiments.scheduler_study import as_csv, as_markdown, figure_of, run_tr
 from ..image_files import write_whole
 from ..schedulers.scheduling_hidiff import HIDiffScheduler
 from ..utils.allocator import keep_freed_memory
-from . import (
-    DEVICES,
-    CommandError,
-    at_least,
-    first_line,
-    load_pipeline,
-    pick_device,
-    quiet_diffusers,
-    stage1_encoder,
-)
+from . import DEVICES, CommandError, at_least, first_line
 from .evaluate import need_libraries, told_in_a_sentence
+from .pipeline import load_pipeline, pick_device, quiet_diffusers, stage1_encoder
 
 SCHEDULERS = ("hidiff", "ddpm", "ddim", "euler", "dpmsolver++", "unipc", "heun", "lcm", "deis", "pndm")
 SHORT_NAMES = {
@@ -46,7 +38,6 @@ SHORT_NAMES = {
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "compare-schedulers",
-        help="compare schedulers, numbers of steps and seeds on a data set",
         description="Restores images with every combination and writes trials.csv, table.md and figure.png.",
     )
     add = parser.add_argument

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from ..evaluation.runner import run as run_job
 from ..image_processor import to_integers
 from ..metrics.perceptual import PerceptualMetrics
 from ..utils.versions import versions
-from . import CommandError, at_least, first_line, pick_device
-from .deblur import add_pipeline_options, ready_pipeline, run_pipeline
+from . import CommandError, at_least, first_line
+from .deblur import add_pipeline_options
+from .pipeline import pick_device, ready_pipeline, run_pipeline, start_processes
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "opencv-python-headless", "scikit-image")
 NAMES_ON_PYPI = {"skimage": "scikit-image"}
@@ -53,7 +53,6 @@ Exit status: 0 all done, 1 some images failed, 2 nothing could begin, 130 interr
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "evaluate",
-        help="score a model on a benchmark",
         description="Restores the images of a data set and scores them by the published protocol.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -160,11 +159,6 @@ def perceptual_metrics(names: Sequence[str], device: torch.device) -> Perceptual
         return PerceptualMetrics(names, device) if names else None
     except (ImportError, ValueError) as error:
         raise CommandError(first_line(error)) from error
-
-
-def start_processes(device: str) -> PartialState:
-    """This process among those that Accelerate started; they wait for each other a day, not minutes."""
-    return PartialState(cpu=device == "cpu", timeout=timedelta(days=1))
 
 
 def workers(options: argparse.Namespace) -> int:

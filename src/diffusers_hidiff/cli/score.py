@@ -9,17 +9,17 @@ from ..data.paired_images import read_rgb
 from ..evaluation.datasets import Pair, pairs_of_folders
 from ..evaluation.protocols import PROTOCOLS
 from ..evaluation.runner import Job
-from . import DEVICES, pick_device
+from . import DEVICES
 from .evaluate import (
     add_report_options,
     common_settings,
     finish,
     need_libraries,
     perceptual_metrics,
-    start_processes,
     told_in_a_sentence,
     workers,
 )
+from .pipeline import pick_device, start_processes
 
 EPILOG = """
 Images belong together that bear the same name in both folders, below the same subfolders; the
@@ -35,7 +35,6 @@ Exit status: 0 all done, 1 some images failed, 2 nothing could begin, 130 interr
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "score",
-        help="score restored images",
         description="Scores a folder of restored images against a folder of sharp ones.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

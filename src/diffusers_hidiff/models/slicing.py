@@ -17,6 +17,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from ..utils.allocator import return_freed_memory
 from .memory import Place, empty, format_memory, free_memory, parse_memory, used_memory
 
 Index = tuple[slice, slice, slice]
@@ -55,6 +56,8 @@ class Slicing:
 
     def done(self, part: Tensor, times: int = 1) -> None:
         """A tile of a feature map has been gone through."""
+        if self.place == "file":  # memory is short
+            return_freed_memory()
         if self.report is not None:
             self.report(times * part.numel())
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import PIL.Image
 import torch
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
@@ -34,6 +35,10 @@ from ..models.transformer_hidiff import HIDiffTransformer
 from ..sampling import sample_prior
 from ..schedulers.compatibility import check_scheduler, check_timesteps
 from .overlapping_tiles import check_tiles, restore_in_tiles
+
+# A saved pipeline names its classes as ["diffusers_hidiff", "Class"] once the package is known here, and only then do they
+# load from the Hub.
+LOADABLE_CLASSES.setdefault("diffusers_hidiff", {})
 
 StepCallback = Callable[["HIDiffPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 

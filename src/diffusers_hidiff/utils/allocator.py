@@ -2,9 +2,22 @@
 
 import ctypes
 import platform
+from functools import cache
 
 # glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+@cache
+def glibc() -> ctypes.CDLL | None:
+    """The C library, if it is glibc."""
+    return ctypes.CDLL("libc.so.6") if platform.system() == "Linux" and platform.libc_ver()[0] == "glibc" else None
+
+
+def return_freed_memory() -> None:
+    """Hands freed memory back to the system, for work within a limit: glibc keeps it between blocks that are in use."""
+    if (libc := glibc()) is not None:
+        libc.malloc_trim(0)
 
 
 def keep_freed_memory() -> bool:
@@ -17,8 +30,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library took the setting (glibc on Linux does; elsewhere nothing happens).
     """
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+    if (libc := glibc()) is None:
         return False
-    libc = ctypes.CDLL("libc.so.6")
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
     return all(libc.mallopt(name, value) == 1 for name, value in settings)
