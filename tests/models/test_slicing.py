@@ -32,7 +32,8 @@ def test_the_largest_tensor_of_a_tile_is_as_large_as_asked():
     side = tile_side((2, 500, 400, 4), tile_bytes=2**20, bytes_per_pixel=32)
     assert 0.9 * 2**20 < 2 * 32 * side**2 <= 2**20
     assert tile_side((2, 500, 400, 4), tile_bytes=1, bytes_per_pixel=32) == 16
-    assert tile_side((2, 500, 400, 4), tile_bytes=None, bytes_per_pixel=32) == 500
+    assert tile_side((2, 500, 400, 4), tile_bytes=None, bytes_per_pixel=32) is None
+    assert tiles((2, 500, 400, 4), None, margin=1) == tiles((2, 8, 8, 4), None)
 
 
 @torch.no_grad()

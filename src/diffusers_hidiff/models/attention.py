@@ -111,7 +111,9 @@ class ChannelAttention(nn.Module):
         shape, (num_heads, *_) = hidden_states.shape, self.temperature.shape
         side = tile_side(shape, slicing.tile_bytes, shape[-1] * hidden_states.element_size())
         if slicing.window is not None:
-            side = min(side, ceil(slicing.window / WINDOW_TILES))
+            longest = ceil(slicing.window / WINDOW_TILES)
+            side = longest if side is None else min(side, longest)
+            width = ceil(slicing.window / side)  # in tiles
         rows = tiles(shape, side, margin=1)
 
         products: list[list[ChannelProducts]] = [[] for _ in rows]
@@ -129,7 +131,7 @@ class ChannelAttention(nn.Module):
         for i, row in enumerate(rows):
             for j, tile in enumerate(row):
                 if slicing.window is not None:
-                    around = neighbourhood(products, i, j, ceil(slicing.window / side))
+                    around = neighbourhood(products, i, j, width)
                     attention = ChannelProducts.sum(around).attention(self.temperature)
                 hidden_states[tile.inner].add_(self.to_out(values[i][j], attention.to(hidden_states.dtype)))
             values[i].clear()

@@ -73,29 +73,31 @@ def spans(length: int, longest: int, margin: int) -> Iterator[tuple[slice, slice
         yield slice(start, stop), slice(first, last), slice(start - first, stop - first)
 
 
-def tile_side(shape: Sequence[int], tile_bytes: int | None, bytes_per_pixel: int) -> int:
+def tile_side(shape: Sequence[int], tile_bytes: int | None, bytes_per_pixel: int) -> int | None:
     """Height and width of tiles of [B, H, W, C] whose largest tensor has at most `tile_bytes`, but at least 16.
 
     Args:
         shape: B, H, W, C.
-        tile_bytes: None for one tile.
+        tile_bytes: None for one tile, however large.
         bytes_per_pixel: What that tensor takes for a pixel of one image.
     """
-    batch_size, height, width = shape[:3]
     if tile_bytes is None:
-        return max(height, width)
-    return max(16, isqrt(tile_bytes // (batch_size * bytes_per_pixel)))
+        return None
+    return max(16, isqrt(tile_bytes // (shape[0] * bytes_per_pixel)))
 
 
-def tiles(shape: Sequence[int], side: int, margin: int = 0) -> list[list[Tile]]:
+def tiles(shape: Sequence[int], side: int | None, margin: int = 0) -> list[list[Tile]]:
     """Rows of nearly square tiles that cover [B, H, W, C].
 
     Args:
         shape: B, H, W, C.
-        side: No tile is higher or wider.
+        side: No tile is higher or wider; None for one tile. Its indices then do not depend on H and W, which compiled
+            and exported graphs leave open.
         margin: How far a tile's result depends on its neighbours, in pixels.
     """
     every = slice(None)
+    if side is None:
+        return [[Tile((every, every, every), (every, every, every), (every, every, every))]]
     return [
         [
             Tile(*((every, row, column) for row, column in zip(rows, columns, strict=True)))
