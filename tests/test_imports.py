@@ -12,7 +12,7 @@ ROOT = Path(diffusers_hidiff.__file__).parent
 ROWS = [
     ["models", "schedulers", "sampling", "image_processor", "image_files", "data", "metrics", "utils"],
     ["pipelines", "losses", "conversion"],
-    ["evaluation", "experiments"],
+    ["evaluation", "experiments", "export"],
     ["cli"],
     ["__main__"],
 ]
@@ -52,7 +52,7 @@ def test_networks_do_not_know_each_other():
 
 
 def test_the_package_needs_nothing_of_the_extras():
-    extras = ("cv2", "datasets", "matplotlib", "pyiqa", "skimage")
+    extras = ("cv2", "datasets", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pyiqa", "skimage")
     program = f"import sys, diffusers_hidiff.cli.main; print([name for name in {extras} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
