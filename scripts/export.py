@@ -4,8 +4,9 @@
     python scripts/export.py MODEL OUTPUT.pt2 --format torch_export|aotinductor [...]
 
 Inputs are `blurry`, [B, 3, H, W] in [0, 1], and `noise`, [B, N, D] standard normal; the output is `restored`, [B, 3, H, W] in
-[0, 1]. Without --height and --width any multiples of 8 from 16 upwards will do. The file appears only once its pictures
-were compared with the pipeline's. ONNX needs `pip install "diffusers-hidiff[export]"`, AOTInductor a C++ compiler.
+[0, 1]. Without --height and --width, which AOTInductor needs, any multiples of 8 from 16 upwards will do. The file appears
+only once its pictures were compared with the pipeline's. ONNX needs `pip install "diffusers-hidiff[export]"`, AOTInductor
+a C++ compiler.
 """
 
 import argparse

@@ -145,6 +145,11 @@ def test_what_cannot_be_exported_is_refused(tmp_path, changes, message):
         export_pipeline(gopro(), tmp_path / "graph.onnx", **changes)
 
 
+def test_an_aotinductor_package_of_open_size_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`size` must be given for the format aotinductor"):
+        export_pipeline(gopro(), tmp_path / "graph.pt2", "aotinductor")
+
+
 def test_a_pipeline_that_cannot_be_exported_is_refused(tmp_path):
     output, pipeline = tmp_path / "graph.onnx", gopro()
     from diffusers import DDIMScheduler  # noqa: PLC0415

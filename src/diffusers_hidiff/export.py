@@ -116,7 +116,8 @@ def export_pipeline(
         output: File to write; it must not be there yet.
         format: "onnx"; "torch_export", a program for `torch.export.load`; or "aotinductor", a package compiled for the
             pipeline's device, for `torch._inductor.aoti_load_package` or a C++ program.
-        size: Height and width of the images, multiples of 8; None leaves them open, from 16 pixels upwards.
+        size: Height and width of the images, multiples of 8; None leaves them open, from 16 pixels upwards, but not for
+            "aotinductor".
         batch_size: Number B of images.
         num_inference_steps: Steps of the reverse chain; None for all.
     Returns:
@@ -158,6 +159,8 @@ def check_arguments(
         raise ValueError(f"`output` must end in {SUFFIXES[format]} for the format {format}, got {output.name!r}.")
     if output.exists():
         raise FileExistsError(f"{output} exists; nothing is overwritten.")
+    if size is None and format == "aotinductor":
+        raise ValueError("`size` must be given for the format aotinductor, whose pooling would keep that of the trace.")
     if size is not None and any(side < 8 or side % 8 for side in size):
         raise ValueError(f"`size` must be two positive multiples of 8, got {size[0]}x{size[1]}.")
     if batch_size < 1:
@@ -226,25 +229,7 @@ def write(program: ExportedProgram, path: Path, format: Format) -> None:
     elif format == "torch_export":
         torch.export.save(program, path)
     else:
-        pool = {torch.ops.aten.adaptive_avg_pool2d.default: grid_means}
-        torch._inductor.aoti_compile_and_package(program.run_decompositions(pool), package_path=str(path))
-
-
-def grid_means(features: Tensor, output_size: Sequence[int]) -> Tensor:
-    """`adaptive_avg_pool2d` in simpler operators: Inductor would fix height and width to those of the trace.
-
-    The mean over a cell of the grid is one over its rows and one over its columns.
-
-    Args:
-        features: [B, C, h, w].
-        output_size: Rows and columns of the grid.
-    """
-    for dim, cells in zip((2, 3), output_size, strict=True):
-        length = features.shape[dim]
-        spans = [(length * cell // cells, (length * (cell + 1) + cells - 1) // cells) for cell in range(cells)]
-        means = [features.narrow(dim, first, last - first).mean(dim, keepdim=True) for first, last in spans]
-        features = torch.cat(means, dim)
-    return features
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
 
 
 def onnx_grid_means(features: Any, output_size: Sequence[int]) -> Any:
