@@ -1,5 +1,5 @@
 # make demo   deblur the sample photo and look at it        make test   every test, with coverage
-# make check  lint, types and tests                         make bench  ours against a literal transcription
+# make check  lint, types and tests                         make bench  speed and memory, beside the floor
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -41,4 +41,4 @@ format: setup
 check: lint types test
 
 bench: setup
-	$(BIN)/python benchmarks/transformer_speed.py
+	$(BIN)/python benchmarks/speed.py

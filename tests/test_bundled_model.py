@@ -32,6 +32,21 @@ def test_the_bundled_model_beats_its_input_on_the_sample_photo():
     assert psnr_of_arrays(restored, sharp) > psnr_of_arrays(blurry, sharp) + 0.5
 
 
+def test_with_the_transformer_in_bfloat16_the_picture_is_the_same_to_50_decibels():
+    blurry = np.asarray(PIL.Image.open(SAMPLE / "blurry.png"))[100:228, 100:228]
+
+    def restored(dtype: torch.dtype) -> np.ndarray:
+        dtypes = {"transformer": dtype, "default": torch.float32}
+        pipeline = HIDiffPipeline.from_pretrained(HIDIFF_SMALL, dtype=dtypes)
+        pipeline.set_progress_bar_config(disable=True)
+        assert pipeline.transformer.dtype == dtype
+        assert pipeline.denoiser.dtype == torch.float32
+        return pipeline(blurry, generator=torch.Generator().manual_seed(0), output_type="np").images[0]
+
+    error = restored(torch.bfloat16) - restored(torch.float32)
+    assert -10 * np.log10(np.mean(error**2)) > 50  # measured: 64
+
+
 def test_its_latent_encoder_loads_beside_it():
     encoder = HIDiffLatentEncoder.from_pretrained(HIDIFF_SMALL, subfolder="latent_encoder")
     assert encoder.config.in_channels == 6

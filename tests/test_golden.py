@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffusers_hidiff import HIDiffLatentEncoder, HIDiffPipeline
+from diffusers_hidiff.export import PipelineGraph
 from diffusers_hidiff.image_processor import pad_to_multiple
 from diffusers_hidiff.losses import stage1_loss, stage2_loss
+from diffusers_hidiff.metrics.psnr import psnr
 from diffusers_hidiff.models.slicing import Slicing, SlicingMixin
 from diffusers_hidiff.sampling import sample_prior
 
@@ -146,6 +148,23 @@ def test_the_pipeline_gives_the_original_prior_and_image(released, golden):
     check("prior", released.family, released.pipeline(**arguments, output_type="latent").images, golden["prior"])
     images = released.pipeline(**arguments, output_type="pt").images
     check("restored", released.family, images, golden["restored"].clamp(0, 1))
+
+
+@torch.no_grad()
+def test_the_graph_for_export_gives_the_original_image(released, golden):
+    height, width = golden["blurry"].shape[-2:]
+    restored = PipelineGraph(released.pipeline)(pad_to_multiple(golden["blurry"]), golden["noise"])
+    check("restored", released.family, restored[..., :height, :width], golden["restored"].clamp(0, 1))
+
+
+@torch.no_grad()
+def test_with_the_transformer_in_bfloat16_the_image_is_near_the_original(released):
+    """Measured: 43.6 and 47.6 dB. The stand-in weights change the image by 0.14 on average, more than deblurring does."""
+    golden, graph = golden_file(released, "aligned"), PipelineGraph(released.pipeline)
+    graph.transformer.to(torch.bfloat16)
+    restored = graph(golden["blurry"], golden["noise"])
+    assert restored.dtype == torch.float32
+    assert psnr(restored, golden["restored"].clamp(0, 1)).item() > 42
 
 
 def test_losses_and_gradient_norms_are_those_of_the_original(released, golden, case):

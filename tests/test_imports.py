@@ -1,6 +1,8 @@
 """Imports go down, never up or sideways."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import diffusers_hidiff
@@ -8,10 +10,11 @@ import diffusers_hidiff
 ROOT = Path(diffusers_hidiff.__file__).parent
 # Lowest first. A module may import from rows below its own, and within `models` from the shared files.
 ROWS = [
-    ["models", "schedulers", "sampling", "image_processor", "image_files", "data", "metrics", "utils"],
+    ["utils"],
+    ["models", "schedulers", "sampling", "image_processor", "image_files", "data", "metrics"],
     ["pipelines", "losses", "conversion"],
     ["_classes"],
-    ["evaluation", "experiments"],
+    ["evaluation", "experiments", "export"],
     ["cli"],
     ["__main__"],
 ]
@@ -48,3 +51,10 @@ def test_networks_do_not_know_each_other():
         tree = ast.parse((ROOT / "models" / f"{name}.py").read_text())
         used = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level}
         assert not used & (networks - {name})
+
+
+def test_the_package_needs_nothing_of_the_extras():
+    extras = ("cv2", "datasets", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pyiqa", "skimage")
+    program = f"import sys, diffusers_hidiff.cli.main; print([name for name in {extras} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

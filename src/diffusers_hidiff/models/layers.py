@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from .slicing import Index, Slicing, Tile, add_by_tiles, tile_side, tiles
@@ -93,8 +92,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(dim, dim // 2, kernel_size=3, padding=1, bias=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:  # [B, H, W, C] -> [B, H/2, W/2, 2C]
-        hidden_states = conv2d_on_channels_last(self.conv, hidden_states)
-        return rearrange(hidden_states, "b (h i) (w j) c -> b h w (c i j)", i=2, j=2)
+        return F.pixel_unshuffle(self.conv(hidden_states.permute(0, 3, 1, 2)), 2).permute(0, 2, 3, 1)
 
 
 class Upsample(nn.Module):
@@ -105,8 +103,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(dim, 2 * dim, kernel_size=3, padding=1, bias=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:  # [B, H, W, C] -> [B, 2H, 2W, C/2]
-        hidden_states = conv2d_on_channels_last(self.conv, hidden_states)
-        return rearrange(hidden_states, "b h w (c i j) -> b (h i) (w j) c", i=2, j=2)
+        return F.pixel_shuffle(self.conv(hidden_states.permute(0, 3, 1, 2)), 2).permute(0, 2, 3, 1)
 
 
 ALL_PARTS = slice(None)
