@@ -1,6 +1,7 @@
 """Both stages for real, on the CPU: tiny networks, a tiny folder of photographs."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -42,8 +43,8 @@ def check_what_a_run_leaves(folder):
     card = (folder / "pipeline" / "README.md").read_text()
     front, text = card.removeprefix("---\n").split("---\n", 1)
     assert yaml.safe_load(front)["library_name"] == "diffusers"
-    score = log(folder)[-1]["validation_psnr"]
-    assert f"{score:.2f} dB after 2 steps" in text
+    scores = log(folder)[-1]
+    assert f"{scores['validation_psnr']:.2f} dB / {scores['validation_ssim']:.4f} after 2 steps" in text
     assert "train_data_dir`: photos" in text
     assert "beta_end: 0.9" in text
     for file in (folder / "pipeline").rglob("*"):
@@ -194,4 +195,5 @@ def test_the_best_networks_are_kept(folders, tmp_path):
     checkpoint = load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors")
     best = weights(tmp_path / "best")
     assert torch.equal(best["conv_in.weight"], checkpoint["transformer.conv_in.weight"])
-    assert f"the best was {scores[step]:.2f} dB after {step}" in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert re.search(rf"the best PSNR was {scores[step]:.2f} dB / 0\.\d{{4}} after {step} steps", card)
