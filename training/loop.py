@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType, ProjectConfiguration, gather_object, send_to_device
 from diffusers.models.modeling_utils import ModelMixin
@@ -315,16 +315,15 @@ def accelerator_of(config: TrainingConfig) -> Accelerator:
     Raises:
         ValueError: An option does not fit the device or accelerate's own config.
     """
-    output_dir = Path(config.output_dir)
-    device = PartialState().device
-    if config.mixed_precision == "fp16" and device.type == "cpu":  # accelerate has no loss scaling there
-        raise ValueError("`mixed_precision` must be 'no' or 'bf16' on a CPU, got 'fp16'.")
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_config=ProjectConfiguration(config.output_dir, str(output_dir / config.logging_dir)),
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(config.output_dir, str(Path(config.output_dir) / config.logging_dir)),
+        )
+    except ValueError as error:  # fp16 on a CPU, which has no scaling of the loss
+        raise ValueError(f"`mixed_precision` {config.mixed_precision!r} does not fit this machine: {error}") from error
     if accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
         raise ValueError(
             f"`gradient_accumulation_steps` must be what accelerate's config file says,"

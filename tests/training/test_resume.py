@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import nn
 from training_runs import (
     assert_same_weights,
@@ -25,22 +26,70 @@ import train_stage1
 from checkpoints import Checkpoints
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_run_killed_and_resumed_ends_in_bit_identical_weights(folders, tmp_path, world_size):
-    options = {
-        "max_train_steps": 8,
-        "lr_constant_steps": 4,
-        "checkpointing_steps": 3,
-        "use_ema": world_size == 1 or None,
-    }
-    whole = stage1_flags(folders, tmp_path / "whole", **options)
-    assert train(world_size, whole) == [0] * world_size
-    killed = stage1_flags(folders, tmp_path / "killed", resume_from_checkpoint="latest", **options)
-    train_and_kill(world_size, killed, tmp_path / "killed", num_lines=5)
-    assert not (tmp_path / "killed" / "transformer").exists()
+# Eight steps in two phases, each step of two accumulated batches, with an average of the weights.
+EVERYTHING = {
+    **{"max_train_steps": 8, "lr_constant_steps": 4, "phase_steps": [4, 4], "resolution": [32, 16]},
+    **{"train_batch_size": [1, 2], "gradient_accumulation_steps": 2, "use_ema": True, "checkpoints_total_limit": 9},
+}
+
+
+@pytest.fixture(scope="module")
+def whole_runs(folders, tmp_path_factory):
+    """The folder of a run that nobody disturbed, by the number of its processes."""
+    runs = {}
+
+    def run(world_size):
+        if world_size not in runs:
+            runs[world_size] = tmp_path_factory.mktemp("whole")
+            options = stage1_flags(folders, runs[world_size], **EVERYTHING)
+            assert train(world_size, options) == [0] * world_size
+        return runs[world_size]
+
+    return run
+
+
+def assert_same_run(first, second):
+    """Result, averaged; last checkpoint: weights, moments, random numbers; and log: bit by bit."""
+    assert_same_weights(first, second)
+    assert log(first) == log(second)
+    checkpoints = [folder / "checkpoint-8" for folder in (first, second)]
+    names = [sorted(file.name for file in folder.iterdir()) for folder in checkpoints]
+    assert names[0] == names[1]
+    for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl"):
+        weights = [load(folder / name) for folder in checkpoints]
+        torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def load(file):
+    return load_file(file) if file.suffix == ".safetensors" else torch.load(file)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "checkpointing_steps"),
+    [(1, 3), (2, 4)],
+    ids=["goes on in the first phase", "goes on at the border of the phases"],
+)
+def test_a_run_killed_and_resumed_ends_in_bit_identical_weights(
+    folders, tmp_path, whole_runs, world_size, checkpointing_steps
+):
+    options = EVERYTHING | {"checkpointing_steps": checkpointing_steps, "resume_from_checkpoint": "latest"}
+    killed = stage1_flags(folders, tmp_path, **options)
+    train_and_kill(world_size, killed, tmp_path, num_lines=5)
+    assert not (tmp_path / "transformer").exists()
     assert train(world_size, killed) == [0] * world_size
-    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
-    assert log(tmp_path / "whole") == log(tmp_path / "killed")
+    assert_same_run(whole_runs(world_size), tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["save_state", "seal", "put_in_place"])
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(folders, tmp_path, whole_runs, moment):
+    options = EVERYTHING | {"checkpointing_steps": 3, "resume_from_checkpoint": "latest"}
+    killed = stage1_flags(folders, tmp_path, **options)
+    assert train(1, killed, dies_after=(moment, 2)) == [-signal.SIGKILL]
+    left = {path.name for path in tmp_path.iterdir() if "checkpoint" in path.name}
+    assert left == {"checkpoint-3", "checkpoint-6" if moment == "put_in_place" else ".checkpoint-6.incomplete"}
+    assert train(1, killed) == [0]
+    assert_same_run(whole_runs(1), tmp_path)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_the_log_of_a_resumed_run_has_every_step_once(folders, tmp_path):
@@ -101,6 +150,23 @@ def test_the_only_good_checkpoint_is_never_removed(tmp_path):
     assert checkpoints.find("latest") == tmp_path / "checkpoint-2"
     checkpoints.save(9, {})
     assert checkpoints.find("latest") == tmp_path / "checkpoint-9"
+
+
+def test_with_a_limit_of_one_a_damaged_newest_checkpoint_does_not_cost_the_good_one(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    network = accelerator.prepare(nn.Linear(2, 2))
+    checkpoints = Checkpoints(accelerator, tmp_path, total_limit=1)
+    checkpoints.save(1, {})
+    good = network.weight.clone()
+    (tmp_path / "checkpoint-2").mkdir()  # damaged
+    assert checkpoints.find("latest") == tmp_path / "checkpoint-1"
+    checkpoints.tidy()
+    nn.init.zeros_(network.weight)
+    assert checkpoints.load(checkpoints.find("latest")) == {"step": 1}
+    assert torch.equal(network.weight, good)
+    checkpoints.save(3, {})  # only now, with a better one in place, do both go
+    assert checkpoints.folders() == [tmp_path / "checkpoint-3"]
+    assert checkpoints.find("latest") == tmp_path / "checkpoint-3"
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):
