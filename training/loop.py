@@ -147,7 +147,9 @@ class Run:
             upload(config)  # a missing permission shows now, not after a week
         if config.report_to != "none":
             options = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in asdict(config).items()}
-            self.accelerator.init_trackers("hidiff", config=options)
+            logging_dir = self.output_dir / config.logging_dir
+            logging_dir.mkdir(exist_ok=True)  # else wandb would write to the folder we were called from
+            self.accelerator.init_trackers("hidiff", config=options, init_kwargs={"wandb": {"dir": str(logging_dir)}})
 
     def resume(self, folder: Path) -> None:
         """Loads a checkpoint. Learning rate, AdamW's settings and data follow the options of this run.
@@ -191,15 +193,16 @@ class Run:
             yield send_to_device(batch, accelerator.device, non_blocking=True)
 
     def timed_batches(self) -> Iterator[dict[str, Tensor]]:
-        """Two steps of each phase, the second of them timed; then the estimate is printed."""
+        """Three steps of each phase, the fastest of them counts; then the estimate is printed."""
         estimate = Estimate(self.accelerator.device)
         for phase in self.phases:
             batches = self.batches_of(phase)
-            for _ in range(min(2, phase.num_steps)):
+            seconds = []
+            for _ in range(min(3, phase.num_steps)):
                 start = time.perf_counter()
                 yield from islice(batches, self.config.gradient_accumulation_steps)
-                seconds = time.perf_counter() - start
-            estimate.add(phase, seconds)
+                seconds.append(time.perf_counter() - start)
+            estimate.add(phase, min(seconds))
         if self.accelerator.is_main_process:
             print(estimate)
 
@@ -315,15 +318,14 @@ def accelerator_of(config: TrainingConfig) -> Accelerator:
     Raises:
         ValueError: An option does not fit the device or accelerate's own config.
     """
-    try:
-        accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            log_with=None if config.report_to == "none" else config.report_to,
-            project_config=ProjectConfiguration(config.output_dir, str(Path(config.output_dir) / config.logging_dir)),
-        )
-    except ValueError as error:  # fp16 on a CPU, which has no scaling of the loss
-        raise ValueError(f"`mixed_precision` {config.mixed_precision!r} does not fit this machine: {error}") from error
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_config=ProjectConfiguration(config.output_dir, str(Path(config.output_dir) / config.logging_dir)),
+    )
+    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("`mixed_precision` must be 'no' or 'bf16' on a CPU, where accelerate ignores it, got 'fp16'.")
     if accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
         raise ValueError(
             f"`gradient_accumulation_steps` must be what accelerate's config file says,"

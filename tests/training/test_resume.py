@@ -25,7 +25,6 @@ from training_runs import (
 import train_stage1
 from checkpoints import Checkpoints
 
-
 # Eight steps in two phases, each step of two accumulated batches, with an average of the weights.
 EVERYTHING = {
     **{"max_train_steps": 8, "lr_constant_steps": 4, "phase_steps": [4, 4], "resolution": [32, 16]},

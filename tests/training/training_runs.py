@@ -95,8 +95,9 @@ def run_process(rank, world_size, port, arguments, dies_after):
 
 def kill_myself_after(moment, number):
     """SIGKILL as soon as that part of writing a checkpoint has ended for the `number`-th time."""
-    import checkpoints  # noqa: PLC0415
     from accelerate import Accelerator  # noqa: PLC0415
+
+    import checkpoints  # noqa: PLC0415
 
     owner = {"save_state": Accelerator, "seal": checkpoints.Checkpoints, "put_in_place": checkpoints}[moment]
     part, calls = getattr(owner, moment), []
