@@ -189,7 +189,8 @@ class LiteralTransformer(nn.Module):
             return nn.Sequential(SwapAxes(), nn.Linear(num_in, num_out), SwapAxes(), nn.Linear(prior_dim, prior_dim))
 
         def level(width: int, index: int, depth: int | None = None, kind: type[nn.Module] = Level) -> nn.Module:
-            return kind(width * dim, depth or num_blocks[index], num_heads[index], expansion, prior_dim)
+            blocks = num_blocks[index] if depth is None else depth
+            return kind(width * dim, blocks, num_heads[index], expansion, prior_dim)
 
         self.down_1 = pyramid(num_tokens, num_tokens // 4)
         self.down_2 = pyramid(num_tokens // 4, 1)
