@@ -5,11 +5,13 @@ import os
 import resource
 import signal
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from tiny import tiny_latent_encoder, tiny_transformer
 from torch import nn
 from training_runs import (
     assert_same_weights,
@@ -24,6 +26,7 @@ from training_runs import (
 
 import train_stage1
 from checkpoints import Checkpoints
+from result import Result
 
 # Eight steps in two phases, each step of two accumulated batches, with an average of the weights.
 EVERYTHING = {
@@ -115,23 +118,42 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(fold
         stage1(folders, tmp_path / "damaged", resume_from_checkpoint=tmp_path / "damaged" / "checkpoint-4")
 
 
+@contextmanager
+def full_disk():
+    """No file may grow beyond 20 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_full_disk_is_a_clear_error_and_leaves_the_last_checkpoint_good(tmp_path):
     accelerator = Accelerator(cpu=True)
     network = accelerator.prepare(nn.Linear(100, 100))
     checkpoints = Checkpoints(accelerator, tmp_path, total_limit=1)
     checkpoints.save(1, {})
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # the weights need 40 kB
-    try:
-        with pytest.raises(OSError, match=r"could not be written to .* The last checkpoint is checkpoint-1\."):
-            checkpoints.save(2, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        full_disk(),  # the weights need 40 kB
+        pytest.raises(OSError, match=r"could not be written to .* The last checkpoint is checkpoint-1\."),
+    ):
+        checkpoints.save(2, {})
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     expected = network.weight.clone()
     nn.init.zeros_(network.weight)
     assert checkpoints.load(checkpoints.find("latest")) == {"step": 1}
     assert torch.equal(network.weight, expected)
+
+
+def test_a_full_disk_leaves_the_best_networks_as_they_were(tmp_path):
+    objective = train_stage1.Stage1(tiny_latent_encoder(), tiny_transformer())
+    result = Result(Accelerator(cpu=True), objective, tmp_path)
+    result.save("best", "first")
+    with full_disk(), pytest.raises(OSError, match=r"The networks could not be written to '.*best'"):
+        result.save("best", "second")
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (tmp_path / "best" / "README.md").read_text() == "first"
 
 
 def test_old_checkpoints_make_room_and_unfinished_ones_do_not_count(folders, tmp_path):
