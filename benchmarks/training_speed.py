@@ -98,7 +98,7 @@ class Step:
         self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=LEARNING_RATE)
 
-    def batch(self, size: int) -> dict[str, Tensor]:
+    def batch(self, size: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(2, self.batch_size, 3, size, size, generator=generator)
         noise = torch.randn(self.batch_size, 16, self.parts["denoiser"].config.prior_dim, generator=generator)
