@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from diffusers_hidiff import HIDiffLatentEncoder, HIDiffPipeline
 from diffusers_hidiff.export import PipelineGraph
 from diffusers_hidiff.image_processor import pad_to_multiple
-from diffusers_hidiff.losses import stage1_loss, stage2_loss
 from diffusers_hidiff.metrics.psnr import psnr
 from diffusers_hidiff.models.slicing import Slicing, SlicingMixin
 from diffusers_hidiff.sampling import sample_prior
+from train_stage1 import Stage1
+from train_stage2 import Stage2
 
 TENSORS = ["condition", "latents", "prior", "restored", "stage1_prior", "stage1_restored"]
 TRAINING = json.loads((official.GOLDEN / "training.json").read_text())
@@ -72,7 +73,7 @@ class Released:
         }
 
     def train(self, golden: dict[str, Tensor]) -> dict[str, float]:
-        """Losses and gradient norms of one batch of both stages, by their names in training.json."""
+        """Losses and gradient norms of a step of both training scripts, by their names in training.json."""
         blurry, sharp = (pad_to_multiple(golden[name]) for name in ("blurry", "sharp"))
         figures = {}
 
@@ -83,16 +84,17 @@ class Released:
             for network in self.networks.values():
                 network.zero_grad()
 
-        loss = stage1_loss(self.latent_encoder, self.networks["transformer"], blurry, sharp)
-        loss.total.backward()
-        figures["stage1_loss"] = loss.total.item()
+        loss, _ = Stage1(self.latent_encoder, self.pipeline.transformer)(blurry, sharp)
+        loss.backward()
+        figures["stage1_loss"] = loss.item()
         gradient_norms("stage1", "transformer", "latent_encoder")
 
-        scheduler = self.pipeline.scheduler
-        loss = stage2_loss(**self.networks, scheduler=scheduler, blurry=blurry, sharp=sharp, noise=golden["noise"])
-        loss.total.backward()
-        figures |= {f"stage2_loss_{part}": value.item() for part, value in loss.parts.items()}
+        loss, parts = Stage2(self.latent_encoder, self.pipeline, seed=0)(blurry, sharp, golden["noise"])
+        loss.backward()
+        assert all(parameter.grad is None for parameter in self.latent_encoder.parameters())
+        figures |= {f"stage2_loss_{part}": value.item() for part, value in parts.items()}
         gradient_norms("stage2", "transformer", "condition_encoder", "denoiser")
+        self.latent_encoder.requires_grad_(True)  # it was a teacher, and learns again in the next test
         return figures
 
 

@@ -47,7 +47,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 class Estimate:
-    """Memory and time of a run, from one timed step per phase. Validation and checkpoints come on top.
+    """Memory and time of a run, from a few timed steps per phase. Validation and checkpoints come on top.
 
     Args:
         device: Where it trains.
@@ -62,7 +62,7 @@ class Estimate:
         self.rows.append((phase, seconds, peak_memory(self.device)))
 
     def __str__(self) -> str:
-        lines = ["Estimate from one timed step per phase:"]
+        lines = ["Estimate from the fastest of up to three steps per phase:"]
         for number, (phase, seconds, memory) in enumerate(self.rows, start=1):
             lines.append(
                 f"  {number}: {seconds:.3g} s/step, {seconds * phase.num_steps / 3600:.3g} h, {memory / 2**30:.2f} GiB"

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from dataclasses import asdict
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,16 @@ def model_card(config: TrainingConfig, metrics: list[dict[str, Any]], phases: li
         phases: Of the run.
     """
     options = asdict(config)
-    scores = [(line["validation_psnr"], line["step"]) for line in metrics if "validation_psnr" in line]
+    scores = [line for line in metrics if "validation_psnr" in line]
     figures = "Not validated while training."
     if scores:
-        best, step = max(scores)
+        last, best = (
+            f"{line['validation_psnr']:.2f} dB / {line.get('validation_ssim', nan):.4f} after {line['step']} steps"
+            for line in (scores[-1], max(scores, key=lambda line: line["validation_psnr"]))
+        )
         figures = (
-            f"Mean PSNR over up to {config.max_validation_samples} whole validation images, 8 bits, without alignment:"
-            f" {scores[-1][0]:.2f} dB after {scores[-1][1]} steps; the best was {best:.2f} dB after {step}."
+            f"Mean PSNR / SSIM over up to {config.max_validation_samples} whole validation images, 8 bits, without alignment,"
+            f" SSIM as published for GoPro (of the image as a volume): {last}; the best PSNR was {best}."
         )
     folders = [f"* `{name}`: {Path(options[name]).name}" for name in PATHS if options.get(name) and "_dir" in name]
     recipe = {name: value for name, value in options.items() if name not in (*PATHS, *NOT_RECIPE)}

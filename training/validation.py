@@ -1,4 +1,4 @@
-"""Whole images through the networks as they will be used: PSNR and sample pictures."""
+"""Whole images through the networks as they will be used: PSNR, SSIM and sample pictures."""
 
 from pathlib import Path
 
@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from diffusers_hidiff.data.paired_images import paired_files, read_rgb
-from diffusers_hidiff.metrics.psnr import psnr
+from diffusers_hidiff.metrics.psnr import psnr_of_arrays
+from diffusers_hidiff.metrics.ssim import volumetric_ssim
 from objective import Objective
 
 
@@ -36,27 +37,29 @@ class Validation:
         self.pictures_dir = pictures_dir
 
     @torch.no_grad()
-    def psnr(self, objective: Objective, step: int, shared: bool = True) -> float:
-        """Mean PSNR in dB over the pairs, on 8-bit images; the same number in every process.
+    def scores(self, objective: Objective, step: int, shared: bool = True) -> dict[str, float]:
+        """Means over the pairs, on 8-bit images; the same numbers in every process.
 
         Args:
             objective: Its networks are judged.
             step: Names the pictures.
             shared: Whether every process has the weights; if not, the first does all the work.
+        Returns:
+            `validation_psnr` in dB and `validation_ssim`, that of GoPro's protocol (metrics/ssim.py), whatever the data: one
+            number to watch. `hidiff evaluate` follows the protocol of each data set.
         """
-        total = torch.zeros(2, dtype=torch.float64)  # sum, number
+        total = torch.zeros(3)  # PSNR, SSIM, number
         step_size = self.accelerator.num_processes if shared else 1
         first = self.accelerator.process_index
         for number in range(first, len(self.pairs) if shared or first == 0 else 0, step_size):
-            images = [read_rgb(file) for file in self.pairs[number]]
-            blurry, sharp = (to_pixels(image, self.accelerator.device) for image in images)
-            restored = (objective.restore(blurry, sharp).clamp(0, 1) * 255).round()
-            total += torch.stack([psnr(restored / 255, sharp).cpu()[0], torch.tensor(1.0)])
+            blurry, sharp = (read_rgb(file) for file in self.pairs[number])
+            pixels = (to_pixels(image, self.accelerator.device) for image in (blurry, sharp))
+            restored = (objective.restore(*pixels)[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+            total += torch.tensor([psnr_of_arrays(restored, sharp), volumetric_ssim(restored, sharp), 1.0])
             if number < self.num_pictures:
-                array = restored[0].permute(1, 2, 0).byte().cpu().numpy()
-                self.write_picture(number, step, np.concatenate([images[0], array, images[1]], axis=1))
-        total = self.accelerator.reduce(total.float().to(self.accelerator.device), "sum")
-        return (total[0] / total[1]).item()
+                self.write_picture(number, step, np.concatenate([blurry, restored, sharp], axis=1))
+        psnr, ssim, number = self.accelerator.reduce(total.to(self.accelerator.device), "sum").tolist()
+        return {"validation_psnr": psnr / number, "validation_ssim": ssim / number}
 
     def write_picture(self, number: int, step: int, picture: np.ndarray) -> None:
         folder = self.pictures_dir / f"{number}_{self.pairs[number][0].stem}"

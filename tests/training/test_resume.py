@@ -5,10 +5,13 @@ import os
 import resource
 import signal
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
+from tiny import tiny_latent_encoder, tiny_transformer
 from torch import nn
 from training_runs import (
     assert_same_weights,
@@ -23,24 +26,72 @@ from training_runs import (
 
 import train_stage1
 from checkpoints import Checkpoints
+from result import Result
+
+# Eight steps in two phases, each step of two accumulated batches, with an average of the weights.
+EVERYTHING = {
+    **{"max_train_steps": 8, "lr_constant_steps": 4, "phase_steps": [4, 4], "resolution": [32, 16]},
+    **{"train_batch_size": [1, 2], "gradient_accumulation_steps": 2, "use_ema": True, "checkpoints_total_limit": 9},
+}
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_run_killed_and_resumed_ends_in_bit_identical_weights(folders, tmp_path, world_size):
-    options = {
-        "max_train_steps": 8,
-        "lr_constant_steps": 4,
-        "checkpointing_steps": 3,
-        "use_ema": world_size == 1 or None,
-    }
-    whole = stage1_flags(folders, tmp_path / "whole", **options)
-    assert train(world_size, whole) == [0] * world_size
-    killed = stage1_flags(folders, tmp_path / "killed", resume_from_checkpoint="latest", **options)
-    train_and_kill(world_size, killed, tmp_path / "killed", num_lines=5)
-    assert not (tmp_path / "killed" / "transformer").exists()
+@pytest.fixture(scope="module")
+def whole_runs(folders, tmp_path_factory):
+    """The folder of a run that nobody disturbed, by the number of its processes."""
+    runs = {}
+
+    def run(world_size):
+        if world_size not in runs:
+            runs[world_size] = tmp_path_factory.mktemp("whole")
+            options = stage1_flags(folders, runs[world_size], **EVERYTHING)
+            assert train(world_size, options) == [0] * world_size
+        return runs[world_size]
+
+    return run
+
+
+def assert_same_run(first, second):
+    """Result, averaged; last checkpoint: weights, moments, random numbers; and log: bit by bit."""
+    assert_same_weights(first, second)
+    assert log(first) == log(second)
+    checkpoints = [folder / "checkpoint-8" for folder in (first, second)]
+    names = [sorted(file.name for file in folder.iterdir()) for folder in checkpoints]
+    assert names[0] == names[1]
+    for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl"):
+        weights = [load(folder / name) for folder in checkpoints]
+        torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def load(file):
+    return load_file(file) if file.suffix == ".safetensors" else torch.load(file)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "checkpointing_steps"),
+    [(1, 3), (2, 4)],
+    ids=["goes on in the first phase", "goes on at the border of the phases"],
+)
+def test_a_run_killed_and_resumed_ends_in_bit_identical_weights(
+    folders, tmp_path, whole_runs, world_size, checkpointing_steps
+):
+    options = EVERYTHING | {"checkpointing_steps": checkpointing_steps, "resume_from_checkpoint": "latest"}
+    killed = stage1_flags(folders, tmp_path, **options)
+    train_and_kill(world_size, killed, tmp_path, num_lines=5)
+    assert not (tmp_path / "transformer").exists()
     assert train(world_size, killed) == [0] * world_size
-    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
-    assert log(tmp_path / "whole") == log(tmp_path / "killed")
+    assert_same_run(whole_runs(world_size), tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["save_state", "seal", "put_in_place"])
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(folders, tmp_path, whole_runs, moment):
+    options = EVERYTHING | {"checkpointing_steps": 3, "resume_from_checkpoint": "latest"}
+    killed = stage1_flags(folders, tmp_path, **options)
+    assert train(1, killed, dies_after=(moment, 2)) == [-signal.SIGKILL]
+    left = {path.name for path in tmp_path.iterdir() if "checkpoint" in path.name}
+    assert left == {"checkpoint-3", "checkpoint-6" if moment == "put_in_place" else ".checkpoint-6.incomplete"}
+    assert train(1, killed) == [0]
+    assert_same_run(whole_runs(1), tmp_path)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_the_log_of_a_resumed_run_has_every_step_once(folders, tmp_path):
@@ -67,23 +118,42 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(fold
         stage1(folders, tmp_path / "damaged", resume_from_checkpoint=tmp_path / "damaged" / "checkpoint-4")
 
 
+@contextmanager
+def full_disk():
+    """No file may grow beyond 20 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_full_disk_is_a_clear_error_and_leaves_the_last_checkpoint_good(tmp_path):
     accelerator = Accelerator(cpu=True)
     network = accelerator.prepare(nn.Linear(100, 100))
     checkpoints = Checkpoints(accelerator, tmp_path, total_limit=1)
     checkpoints.save(1, {})
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # the weights need 40 kB
-    try:
-        with pytest.raises(OSError, match=r"could not be written to .* The last checkpoint is checkpoint-1\."):
-            checkpoints.save(2, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        full_disk(),  # the weights need 40 kB
+        pytest.raises(OSError, match=r"could not be written to .* The last checkpoint is checkpoint-1\."),
+    ):
+        checkpoints.save(2, {})
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     expected = network.weight.clone()
     nn.init.zeros_(network.weight)
     assert checkpoints.load(checkpoints.find("latest")) == {"step": 1}
     assert torch.equal(network.weight, expected)
+
+
+def test_a_full_disk_leaves_the_best_networks_as_they_were(tmp_path):
+    objective = train_stage1.Stage1(tiny_latent_encoder(), tiny_transformer())
+    result = Result(Accelerator(cpu=True), objective, tmp_path)
+    result.save("best", "first")
+    with full_disk(), pytest.raises(OSError, match=r"The networks could not be written to '.*best'"):
+        result.save("best", "second")
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (tmp_path / "best" / "README.md").read_text() == "first"
 
 
 def test_old_checkpoints_make_room_and_unfinished_ones_do_not_count(folders, tmp_path):
@@ -101,6 +171,23 @@ def test_the_only_good_checkpoint_is_never_removed(tmp_path):
     assert checkpoints.find("latest") == tmp_path / "checkpoint-2"
     checkpoints.save(9, {})
     assert checkpoints.find("latest") == tmp_path / "checkpoint-9"
+
+
+def test_with_a_limit_of_one_a_damaged_newest_checkpoint_does_not_cost_the_good_one(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    network = accelerator.prepare(nn.Linear(2, 2))
+    checkpoints = Checkpoints(accelerator, tmp_path, total_limit=1)
+    checkpoints.save(1, {})
+    good = network.weight.clone()
+    (tmp_path / "checkpoint-2").mkdir()  # damaged
+    assert checkpoints.find("latest") == tmp_path / "checkpoint-1"
+    checkpoints.tidy()
+    nn.init.zeros_(network.weight)
+    assert checkpoints.load(checkpoints.find("latest")) == {"step": 1}
+    assert torch.equal(network.weight, good)
+    checkpoints.save(3, {})  # only now, with a better one in place, do both go
+    assert checkpoints.folders() == [tmp_path / "checkpoint-3"]
+    assert checkpoints.find("latest") == tmp_path / "checkpoint-3"
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):

@@ -1,6 +1,7 @@
 """Both stages for real, on the CPU: tiny networks, a tiny folder of photographs."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -42,8 +43,8 @@ def check_what_a_run_leaves(folder):
     card = (folder / "pipeline" / "README.md").read_text()
     front, text = card.removeprefix("---\n").split("---\n", 1)
     assert yaml.safe_load(front)["library_name"] == "diffusers"
-    score = log(folder)[-1]["validation_psnr"]
-    assert f"{score:.2f} dB after 2 steps" in text
+    scores = log(folder)[-1]
+    assert f"{scores['validation_psnr']:.2f} dB / {scores['validation_ssim']:.4f} after 2 steps" in text
     assert "train_data_dir`: photos" in text
     assert "beta_end: 0.9" in text
     for file in (folder / "pipeline").rglob("*"):
@@ -61,10 +62,15 @@ def test_stage_2_goes_on_from_a_whole_pipeline_with_the_other_denoiser(folders, 
     assert type(pipeline.denoiser).__name__ == "HIDiffMixerDenoiser"
 
 
-def test_training_lowers_the_loss(folders, tmp_path):
-    stage1(folders, tmp_path, max_train_steps=25, lr_constant_steps=25, learning_rate=5e-3, max_grad_norm=1.0)
-    losses = [line["image"] for line in log(tmp_path)]
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+def test_fifty_steps_of_the_tiny_networks_lower_the_loss_below_085_of_what_it_was(folders, tmp_path):
+    """Mean of the last ten steps against the first ten; 0.68 in stage 1 and 0.78 in stage 2 when this was written."""
+    options = {"max_train_steps": 50, "lr_constant_steps": 50, "learning_rate": 5e-3, "max_grad_norm": 1.0}
+    stage1(folders, tmp_path / "one", **options)
+    stage2(folders, tmp_path / "two", tmp_path / "one", **options)
+    for name in ("one", "two"):
+        losses = [line["loss"] for line in log(tmp_path / name)]
+        assert len(losses) == 50
+        assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
 
 
 def test_training_on_real_pairs(folders, tmp_path):
@@ -117,6 +123,37 @@ def test_bf16_computes_in_half_precision_and_stores_in_single(folders, tmp_path)
     assert all(line["image"] < 1 and line["prior"] < 10 for line in log(tmp_path / "two"))
 
 
+def test_fp16_is_refused_where_it_cannot_run(folders, tmp_path):
+    if torch.accelerator.is_available():
+        pytest.skip("runs there")
+    with pytest.raises(ValueError, match=r"`mixed_precision` must be 'no' or 'bf16' on a CPU, .*, got 'fp16'"):
+        stage1(folders, tmp_path, mixed_precision="fp16")
+
+
+@pytest.fixture
+def _without_a_compiler():
+    """Everything of torch.compile but the code generator, which would take minutes for these networks."""
+    torch.compiler.set_default_backend("aot_eager")
+    yield
+    torch.compiler.set_default_backend(None)
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("_without_a_compiler")
+def test_compiled_networks_learn_go_on_and_are_saved_under_the_same_names(folders, tmp_path):
+    stage1(folders, tmp_path / "plain", validation_dir=folders / "pairs")
+    options = {"compile": True, "checkpointing_steps": 2, "validation_dir": folders / "pairs"}
+    stage1(folders, tmp_path / "compiled", **options)
+    (tmp_path / "compiled" / "checkpoint-4").rename(tmp_path / "gone")
+    stage1(folders, tmp_path / "compiled", resume_from_checkpoint="latest", **options)
+    plain, compiled = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    assert plain.keys() == compiled.keys()
+    assert all(torch.allclose(plain[name], compiled[name], atol=1e-5) for name in plain)
+    names = [load_file(tmp_path / name / "checkpoint-4" / "model.safetensors").keys() for name in ("plain", "compiled")]
+    assert names[0] == names[1]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
 def test_the_average_of_the_weights_is_validated_and_becomes_the_result(folders, tmp_path):
     """With a decay of 0 the average is the last weights; with one near 1 it lags behind them."""
     options = {"learning_rate": 1e-2, "max_grad_norm": 1.0, "use_ema": True}
@@ -147,6 +184,16 @@ def test_a_dry_run_prints_what_a_run_would_do_and_writes_nothing(folders, tmp_pa
     ):
         assert line in text
     assert not (tmp_path / "out").exists()
+
+
+def test_the_progress_bar_shows_loss_psnr_speed_and_remaining_time(folders, tmp_path, capsys):
+    stage1(folders, tmp_path, validation_dir=folders / "pairs", validation_steps=2)
+    bar = capsys.readouterr().err.split("\r")[-1]
+    scores = log(tmp_path)[-1]
+    loss = log(tmp_path)[-2]["loss"]
+    assert re.search(r"4/4 \[\d\d:\d\d<\d\d:\d\d", bar)
+    assert f"loss={loss:.4g}, psnr={scores['validation_psnr']:.4g}, ssim={scores['validation_ssim']:.4g}" in bar
+    assert re.search(r"images/s=[\d.]+\]", bar)
 
 
 class NotANumber(train_stage1.Stage1):
@@ -194,4 +241,5 @@ def test_the_best_networks_are_kept(folders, tmp_path):
     checkpoint = load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors")
     best = weights(tmp_path / "best")
     assert torch.equal(best["conv_in.weight"], checkpoint["transformer.conv_in.weight"])
-    assert f"the best was {scores[step]:.2f} dB after {step}" in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert re.search(rf"the best PSNR was {scores[step]:.2f} dB / -?0\.\d{{4}} after {step} steps", card)

@@ -111,7 +111,7 @@ def test_every_config_that_comes_along_is_accepted(tmp_path, file):
     start = {"stage1_dir": tmp_path} if "stage2" in file.stem else {"pretrained_model_name_or_path": "a/b"}
     config_class = Stage1Config if "stage1" in file.stem else Stage2Config
     start = {} if "stage1" in file.stem else start
-    data = "train_data_dir" if file.stem.startswith("small") else "train_pairs_dir"
+    data = "train_data_dir" if file.stem.startswith(("small", "tiny")) else "train_pairs_dir"
     config = parse_config(config_class, flags(config=file, output_dir="out", **{data: "data"}, **start))
     for name, value in yaml.safe_load(file.read_text()).items():
         found = getattr(config, name)

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import time
 
@@ -79,32 +80,53 @@ def assert_same_weights(first, second):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def run_process(rank, world_size, port, arguments):
+def run_process(rank, world_size, port, arguments, dies_after):
     """What torchrun does: one of `world_size` processes of stage 1."""
     import train_stage1  # noqa: PLC0415
 
     torch.set_num_threads(1)
+    if dies_after is not None:
+        kill_myself_after(*dies_after)
     if world_size > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
     train_stage1.main(arguments)
 
 
-def start(world_size, arguments):
+def kill_myself_after(moment, number):
+    """SIGKILL as soon as that part of writing a checkpoint has ended for the `number`-th time."""
+    from accelerate import Accelerator  # noqa: PLC0415
+
+    import checkpoints  # noqa: PLC0415
+
+    owner = {"save_state": Accelerator, "seal": checkpoints.Checkpoints, "put_in_place": checkpoints}[moment]
+    part, calls = getattr(owner, moment), []
+
+    def part_then_death(*arguments, **options):
+        part(*arguments, **options)
+        calls.append(moment)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, moment, part_then_death)
+
+
+def start(world_size, arguments, dies_after=None):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
-        SERVER.Process(target=run_process, args=(rank, world_size, port, arguments)) for rank in range(world_size)
+        SERVER.Process(target=run_process, args=(rank, world_size, port, arguments, dies_after))
+        for rank in range(world_size)
     ]
     for process in processes:
         process.start()
     return processes
 
 
-def train(world_size, arguments):
+def train(world_size, arguments, dies_after=None):
     """Runs to the end; returns the exit codes."""
-    processes = start(world_size, arguments)
+    processes = start(world_size, arguments, dies_after)
     for process in processes:
         process.join()
     return [process.exitcode for process in processes]

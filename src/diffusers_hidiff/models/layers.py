@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .slicing import Index, Slicing, Tile, add_by_tiles, tile_side, tiles
 
@@ -178,13 +179,21 @@ class GatedFeedForward(nn.Module):
         """hidden_states + feed_forward(normalise(hidden_states)), [B, H, W, C]; in place if it takes several tiles."""
 
         def branch(outer: Tensor, tile: Tile) -> Tensor:
-            gate, value = self.depthwise(self.proj_in(normalise(outer)), tile.crop)
-            gate = F.gelu(gate)
-            return self.proj_out(gate * value if torch.is_grad_enabled() else gate.mul_(value))
+            features = self.proj_in(normalise(outer))
+            if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler plans its memory itself
+                return self.gate(features, tile.crop)
+            # Four tensors of the hidden width are made anew in the backward pass: nearly half of what a block would keep.
+            return checkpoint(self.gate, features, tile.crop, use_reentrant=False, preserve_rng_state=False)
 
         bytes_per_pixel = self.hidden_dim * hidden_states.element_size()
         side = tile_side(hidden_states.shape, slicing.tile_bytes, bytes_per_pixel)
         return add_by_tiles(hidden_states, tiles(hidden_states.shape, side, margin=1), slicing, branch)
+
+    def gate(self, features: list[Tensor], crop: Index) -> Tensor:
+        """What comes after the first projection."""
+        gate, value = self.depthwise(features, crop)
+        gate = F.gelu(gate)
+        return self.proj_out(gate * value if torch.is_grad_enabled() else gate.mul_(value))
 
 
 class Modulation(nn.Module):
