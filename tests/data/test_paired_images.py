@@ -103,6 +103,14 @@ def test_files_that_a_system_leaves_behind_are_no_images(tmp_path):
     assert [pair.name for pair in find_pairs(tmp_path)] == ["a"]
 
 
+def test_two_files_of_one_name_are_refused(tmp_path):
+    for name in ("a.png", "a.webp"):
+        write(tmp_path / "blurry", name)
+    write(tmp_path / "sharp", "a.png")
+    with pytest.raises(ValueError, match=r"blurry/a\.webp bears the name of a\.png"):
+        find_pairs(tmp_path)
+
+
 def test_a_scene_without_sharp_images_is_named(tmp_path):
     write(tmp_path / "scene001" / "blur", "1.png")
     with pytest.raises(ValueError, match="scene001 has no sharp or gt or target/"):

@@ -5,7 +5,7 @@ project could not download.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,7 +99,7 @@ def find_files(folder: str | Path, split: str | None = None, lists: Sequence[str
         )
     blurry, sharp = folder_of(folder, BLURRY_NAMES), folder_of(folder, SHARP_NAMES)
     if blurry is not None and sharp is not None:
-        return match(image_files(blurry), image_files(sharp), pair_key)
+        return match(blurry, sharp)
     if found := existing_lists(folder, split, lists):
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
@@ -137,14 +137,27 @@ def existing_lists(folder: Path, split: str | None, lists: Sequence[str]) -> lis
     return [folder / name for name in names if (folder / name).is_file()]
 
 
-def match(blurry: Sequence[Path], sharp: Sequence[Path], key: Callable[[Path], str], prefix: str = "") -> FoundFiles:
-    """Pairs the files whose `key` is the same, and names them by it, with `prefix` before."""
-    of_blurry, of_sharp = ({key(file): file for file in files} for files in (blurry, sharp))
-    keys = sorted(of_blurry.keys() & of_sharp.keys())
-    pairs = [PairFiles(prefix + name, of_blurry[name], of_sharp[name]) for name in keys]
-    alone = [(of_blurry[name], sharp[0].parent) for name in of_blurry.keys() - of_sharp.keys()]
-    alone += [(of_sharp[name], blurry[0].parent) for name in of_sharp.keys() - of_blurry.keys()]
-    return FoundFiles(pairs, [(str(file), f"has no partner in {other.name}/") for file, other in sorted(alone)])
+def match(blurry: Path, sharp: Path, prefix: str = "") -> FoundFiles:
+    """Pairs the images of two folders whose names are the same, as `pair_key` says; names them so, with `prefix` before."""
+    found = FoundFiles([], [])
+    of_blurry, of_sharp = (by_key(folder, found) for folder in (blurry, sharp))
+    for key in sorted(of_blurry.keys() | of_sharp.keys()):
+        if key in of_blurry and key in of_sharp:
+            found.pairs.append(PairFiles(prefix + key, of_blurry[key], of_sharp[key]))
+        elif key in of_blurry:
+            found.alone.append((str(of_blurry[key]), f"has no partner in {sharp.name}/"))
+        else:
+            found.alone.append((str(of_sharp[key]), f"has no partner in {blurry.name}/"))
+    return found
+
+
+def by_key(folder: Path, found: FoundFiles) -> dict[str, Path]:
+    """The images of a folder by what pairs them; one whose key is taken already goes to those left alone in `found`."""
+    files: dict[str, Path] = {}
+    for file in only_images(folder.iterdir()):
+        if (first := files.setdefault(pair_key(file), file)) is not file:
+            found.alone.append((str(file), f"bears the name of {first.name}"))
+    return files
 
 
 def pair_key(file: Path) -> str:
@@ -165,7 +178,7 @@ def scene_files(folder: Path) -> FoundFiles:
         if blurry is None or sharp is None:
             found.alone.append((str(scene), f"has no {' or '.join(SHARP_NAMES)}/"))
             continue
-        pairs, alone = match(image_files(blurry), image_files(sharp), pair_key, f"{scene.name}/")
+        pairs, alone = match(blurry, sharp, f"{scene.name}/")
         found.pairs.extend(pairs)
         found.alone.extend(alone)
     if not scenes:
