@@ -87,7 +87,7 @@ def example(blurry: Tensor, sharp: Tensor, index: int, source: str) -> Example:
     """A sample, [3, H, W] in [0, 1] each, as pictures."""
     decibels = psnr(blurry[None], sharp[None]).item()
     pictures = [(image * 255).round().byte().permute(1, 2, 0).numpy() for image in (blurry, sharp)]
-    return Example(*pictures, f"{index}: {decibels:.1f} dB {Path(source).name}")
+    return Example(pictures[0], pictures[1], f"{index}: {decibels:.1f} dB {Path(source).name}")
 
 
 def draw_sheet(phases: list[list[Example]], num_columns: int) -> np.ndarray:

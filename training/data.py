@@ -138,15 +138,16 @@ class TrainingData:
         self.config = config
         self.process_index, self.num_processes = process_index, num_processes
         self.phases = phases_of(config, num_processes)
+        self.photos: Photos | None = None
+        self.frames: Frames | None = None
         self.pairs: FilePairs | TablePairs | None = None
         self.stream: PairStream | None = None
-        self.frames: Frames | None = None
         table = (config.dataset_name or "", config.dataset_split, config.dataset_config_name)
-        if config.train_pairs_dir is not None:
-            self.pairs = FilePairs(config.train_pairs_dir, "train")
-        elif config.dataset_name is None:
-            self.photos = Photos(config.train_data_dir or "", config.photo_cache_megabytes)
+        if config.train_data_dir is not None:
+            self.photos = Photos(config.train_data_dir, config.photo_cache_megabytes)
             self.frames = None if config.frames_dir is None else Frames(config.frames_dir)
+        elif config.train_pairs_dir is not None:
+            self.pairs = FilePairs(config.train_pairs_dir, "train")
         elif config.streaming:
             self.stream = PairStream(*table, config.seed, config.shuffle_buffer_size, process_index, num_processes)
         else:
@@ -161,6 +162,7 @@ class TrainingData:
         if self.pairs is not None:
             place = config.train_pairs_dir or f"{config.dataset_name}, split {config.dataset_split}"
             return f"{len(self.pairs)} pairs in {place}"
+        assert self.photos is not None
         frames = "" if self.frames is None else f", {len(self.frames)} frames in {config.frames_dir}"
         return f"{len(self.photos)} photographs in {config.train_data_dir}{frames}"
 
@@ -173,6 +175,7 @@ class TrainingData:
             return StreamedPatchesDataset(self.stream, cutter)
         if self.pairs is not None:
             return PairedPatchesDataset(self.pairs, cutter, length)
+        assert self.photos is not None
         return SyntheticPatchesDataset(
             self.photos,
             phase.resolution,

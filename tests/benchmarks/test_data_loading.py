@@ -1,6 +1,5 @@
-from scored import noise, write, write_pairs
-
 import data_loading
+from scored import noise, write, write_pairs
 
 
 def test_the_table_has_a_row_for_every_source_and_names_what_the_model_takes_in(tmp_path):

@@ -61,6 +61,9 @@ def test_a_run_on_a_stream_goes_on_in_bit_identical_weights(shards, tmp_path):
     assert log(tmp_path / "whole") == log(tmp_path / "stopped")
     state = json.loads((tmp_path / "whole" / "checkpoint-4" / "state.json").read_text())["data"]
     assert [(block["first"], block["epoch"]) for block in state] == [(4, 0)]  # the next one was not begun
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert f"* `dataset_name`: {shards.name}" in card
+    assert str(shards) not in card
 
 
 def test_a_streams_samples_do_not_depend_on_workers_and_go_on_across_phases(shards):

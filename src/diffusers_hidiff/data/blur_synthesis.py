@@ -9,6 +9,7 @@ K poses, points in time · H, W pixels
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -359,12 +360,13 @@ class BlurOptions:
 
     def check(self, name: str, kind: type) -> None:
         """Refuses a value of another type or out of range."""
-        value = getattr(self, name)
+        value: Any = getattr(self, name)
         if name == "tone_curve":
             if value not in TONE_CURVES:
                 raise ValueError(f"`tone_curve` must be {' or '.join(map(repr, TONE_CURVES))}, got {value!r}.")
             return
-        if type(value) is not kind and not (kind is float and type(value) is int):
+        allowed = (int, float) if kind is float else (kind,)
+        if type(value) not in allowed:
             raise ValueError(f"`{name}` must be of type {kind.__name__}, got {value!r}.")
         low, high = 0.0, float("inf")
         if name.endswith("_probability"):
@@ -373,7 +375,7 @@ class BlurOptions:
             low, high = 1, 100
         elif name in ("min_frames", "max_softness", "focal_length"):
             low = 1
-        if not low <= float(value) <= high:
+        if not low <= value <= high:
             raise ValueError(f"`{name}` must be at least {low:g} and at most {high:g}, got {value}.")
 
 
