@@ -24,6 +24,7 @@ from diffusers_hidiff import (
     HIDiffScheduler,
     HIDiffTransformer,
 )
+from diffusers_hidiff.data.blur_synthesis import BlurOptions
 
 DENOISERS: dict[str, type] = {"mixer": HIDiffMixerDenoiser, "mlp": HIDiffMLPDenoiser}
 
@@ -37,8 +38,16 @@ class TrainingConfig:
         train_data_dir: Folder of sharp photographs, from which blurry ones are synthesised.
         frames_dir: Folder of consecutive frames of one video; averages of them are real motion blur.
         frames_probability: Share of training patches that come from the frames.
-        train_pairs_dir: Instead of photographs: a folder of real pairs (GoPro, RealBlur, blurry/ and sharp/, input/ and
-            target/), or a text file that lists them.
+        blur: Arguments of `BlurOptions`, as JSON on the command line: kinds and strengths of the synthetic blur.
+        photo_cache_megabytes: Decoded photographs are kept in memory, so much in each process that makes patches.
+        train_pairs_dir: Instead of photographs: a folder of real pairs (GoPro, HIDE, RealBlur, blurry/ and sharp/, input/
+            and target/), or a text file that lists them.
+        dataset_name: Or a data set with columns blurry and sharp: a repository of the Hub, a folder of the library
+            `datasets`, or a folder of Parquet or Arrow shards, such as scripts/prepare_data.py makes.
+        dataset_config_name: Its configuration, where it has several.
+        dataset_split: Its split to train on.
+        streaming: Whether to read it while training instead of downloading it first.
+        shuffle_buffer_size: Rows of a stream that are shuffled among each other; twice as many are held in memory, encoded.
         train_tile_size: Patches of real pairs are drawn within tiles of this size, as GoPro is cut for training.
         train_tile_overlap: How far these tiles overlap.
         validation_dir: Folder of real pairs; none means no validation.
@@ -80,7 +89,14 @@ class TrainingConfig:
     train_data_dir: str | None = None
     frames_dir: str | None = None
     frames_probability: float = 0.1
+    blur: dict = field(default_factory=dict)
+    photo_cache_megabytes: int = 0
     train_pairs_dir: str | None = None
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    dataset_split: str = "train"
+    streaming: bool = False
+    shuffle_buffer_size: int = 256
     train_tile_size: int | None = None
     train_tile_overlap: int = 0
     validation_dir: str | None = None
@@ -121,18 +137,22 @@ class TrainingConfig:
         self.check_ranges()
         self.check_phases()
         self.check_choices()
+        self.check_data()
 
     def check_ranges(self) -> None:
         positive = (
             *("resolution", "train_batch_size", "phase_steps", "max_train_steps", "gradient_accumulation_steps"),
             *("learning_rate", "max_grad_norm", "max_skipped_steps", "logging_steps", "validation_steps"),
-            *("checkpointing_steps", "checkpoints_total_limit", "max_validation_samples"),
+            *("checkpointing_steps", "checkpoints_total_limit", "max_validation_samples", "shuffle_buffer_size"),
         )
         for name in positive:
             value = getattr(self, name)
             if not all(number > 0 for number in (value if isinstance(value, list) else [value])):
                 raise ValueError(f"`{name}` must be positive, got {readable(value)}.")
-        for name in ("lr_min", "adam_weight_decay", "dataloader_num_workers", "seed", "train_tile_overlap"):
+        for name in (
+            *("lr_min", "adam_weight_decay", "dataloader_num_workers", "seed", "train_tile_overlap"),
+            "photo_cache_megabytes",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         for name in ("adam_beta1", "adam_beta2", "ema_max_decay"):
@@ -181,17 +201,27 @@ class TrainingConfig:
             raise ValueError(
                 f"`report_to` {self.report_to!r} needs a package that is missing: pip install {self.report_to}."
             )
-        if (self.train_data_dir is None) == (self.train_pairs_dir is None):
+
+    def check_data(self) -> None:
+        sources = {name: getattr(self, name) for name in ("train_data_dir", "train_pairs_dir", "dataset_name")}
+        if sum(value is not None for value in sources.values()) != 1:
+            given = ", ".join(f"{name}={value!r}" for name, value in sources.items())
             raise ValueError(
-                "Give either `train_data_dir`, photographs to blur, or `train_pairs_dir`, real pairs,"
-                f" got {self.train_data_dir!r} and {self.train_pairs_dir!r}."
+                "Give either `train_data_dir`, photographs to blur, or `train_pairs_dir` or `dataset_name`, real pairs,"
+                f" got {given}."
             )
-        if self.train_pairs_dir is not None and self.frames_dir is not None:
+        synthetic = {"frames_dir": self.frames_dir, "blur": self.blur}
+        if self.train_data_dir is None and (needless := [name for name, value in synthetic.items() if value]):
             raise ValueError(
-                "`frames_dir` must be left out with `train_pairs_dir`: real pairs need no averages of frames."
+                f"`{needless[0]}` must be left out without `train_data_dir`: real pairs are blurry already."
             )
-        if self.train_pairs_dir is None and self.train_tile_size is not None:
-            raise ValueError("`train_tile_size` must be left out without `train_pairs_dir`: only real pairs are tiled.")
+        if self.train_data_dir is not None and self.train_tile_size is not None:
+            raise ValueError("`train_tile_size` must be left out with `train_data_dir`: only real pairs are tiled.")
+        if self.dataset_name is None and (self.streaming or self.dataset_config_name is not None):
+            name = "streaming" if self.streaming else "dataset_config_name"
+            raise ValueError(f"`{name}` must be left out without `dataset_name`.")
+        check_arguments("blur", self.blur, BlurOptions)
+        BlurOptions(**self.blur)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from checkpoints import Checkpoints
 from config import TrainingConfig
-from data import Phase, SamplesOfProcess, describe_data, phases_of, training_batches, training_set
+from data import Phase, TrainingData
 from diffusers_hidiff.utils.allocator import keep_freed_memory
 from estimate import Estimate, describe_run
 from interrupt import Interrupt
@@ -39,6 +39,7 @@ FIXED_OPTIONS = ("transformer", "encoder", "denoiser_type", "denoiser", "schedul
 # What may differ from the run that wrote the checkpoint without changing what is learnt.
 FREE_OPTIONS = (
     *("output_dir", "train_data_dir", "train_pairs_dir", "frames_dir", "validation_dir", "max_validation_samples"),
+    *("dataset_name", "photo_cache_megabytes"),
     *("stage1_dir", "pretrained_model_name_or_path", "max_skipped_steps", "allow_tf32", "gradient_checkpointing"),
     *("compile", "dataloader_num_workers", "logging_steps", "report_to", "logging_dir", "validation_steps"),
     *(
@@ -75,15 +76,15 @@ class Run:
         self.config = config
         self.output_dir = Path(config.output_dir)
         self.accelerator = accelerator_of(config)
-        self.phases = phases_of(config, self.accelerator.num_processes)
-        data = describe_data(config)
+        self.data = TrainingData(config, self.accelerator.process_index, self.accelerator.num_processes)
+        self.phases = self.data.phases
         self.validation: Validation | None = None
         if config.validation_dir is not None:
             self.validation = Validation(
                 self.accelerator, config.validation_dir, config.max_validation_samples, self.output_dir / "samples"
             )
         if self.accelerator.is_main_process:
-            print(describe_run(config, objective, self.phases, data, self.validation))
+            print(describe_run(config, objective, self.phases, str(self.data), self.validation))
 
         self.result = Result(self.accelerator, objective, self.output_dir)
         self.prepare(objective)
@@ -170,6 +171,7 @@ class Run:
             self.ema.to(self.accelerator.device)
         self.step = self.saved_step = state["step"]
         self.best_psnr = state["best_psnr"]
+        self.data.load(state.get("data", [None]))
         self.lr_scheduler = follow_options(self.lr_scheduler.optimizer, self.config, self.step)
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
@@ -185,12 +187,8 @@ class Run:
                     yield from self.batches_of(phase)
 
     def batches_of(self, phase: Phase) -> Iterator[dict[str, Tensor]]:
-        accelerator = self.accelerator
-        self.dataset = training_set(self.config, phase)
-        first_step = max(self.step, phase.first_step)
-        samples = SamplesOfProcess(phase, first_step, accelerator.process_index, accelerator.num_processes)
-        for batch in training_batches(self.dataset, samples, self.config.dataloader_num_workers):
-            yield send_to_device(batch, accelerator.device, non_blocking=True)
+        for batch in self.data.batches(phase, max(self.step, phase.first_step)):
+            yield send_to_device(batch, self.accelerator.device, non_blocking=True)
 
     def timed_batches(self) -> Iterator[dict[str, Tensor]]:
         """Three steps of each phase, the fastest of them counts; then the estimate is printed."""
@@ -266,7 +264,7 @@ class Run:
         """Names what was skipped; gives up after too many in a row."""
         self.skipped_in_a_row += 1
         indices = gather_object(self.indices)
-        files = sorted({self.dataset.source(index) for index in indices})
+        files = sorted({self.data.source(index) for index in indices})
         logger.warning(f"Step {self.step} skipped: its loss or gradient is not finite. Samples {indices} of {files}.")
         skipped = {"skipped_in_a_row": self.skipped_in_a_row, "samples": indices, "files": files}
         self.journal.log(skipped)
@@ -294,7 +292,8 @@ class Run:
         """A checkpoint of this step, unless there is one."""
         if self.saved_step == self.step:
             return
-        self.checkpoints.save(self.step, {"best_psnr": self.best_psnr, "config": asdict(self.config)})
+        data = gather_object([self.data.state(self.step)])
+        self.checkpoints.save(self.step, {"best_psnr": self.best_psnr, "data": data, "config": asdict(self.config)})
         self.saved_step = self.step
 
     def card(self) -> str:

@@ -16,10 +16,17 @@ from data import Phase
 
 PATHS = (
     *("output_dir", "train_data_dir", "train_pairs_dir", "frames_dir", "validation_dir", "stage1_dir"),
-    *("pretrained_model_name_or_path", "resume_from_checkpoint", "logging_dir"),
+    *("pretrained_model_name_or_path", "resume_from_checkpoint", "logging_dir", "dataset_name"),
 )
 NOT_RECIPE = (
-    *("max_validation_samples", "max_skipped_steps", "dataloader_num_workers", "logging_steps", "report_to"),
+    *(
+        "max_validation_samples",
+        "photo_cache_megabytes",
+        "max_skipped_steps",
+        "dataloader_num_workers",
+        "logging_steps",
+        "report_to",
+    ),
     *("validation_steps", "checkpointing_steps", "checkpoints_total_limit", "push_to_hub", "hub_model_id", "dry_run"),
 )
 
@@ -82,6 +89,9 @@ def model_card(config: TrainingConfig, metrics: list[dict[str, Any]], phases: li
             f" SSIM as published for GoPro (of the image as a volume): {last}; the best PSNR was {best}."
         )
     folders = [f"* `{name}`: {Path(options[name]).name}" for name in PATHS if options.get(name) and "_dir" in name]
+    if config.dataset_name is not None:
+        is_local = Path(config.dataset_name).exists()
+        folders.append(f"* `dataset_name`: {Path(config.dataset_name).name if is_local else config.dataset_name}")
     recipe = {name: value for name, value in options.items() if name not in (*PATHS, *NOT_RECIPE)}
     stage2 = "scheduler" in options
     return CARD.format(

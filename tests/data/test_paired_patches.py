@@ -3,8 +3,8 @@ import PIL.Image
 import pytest
 import torch
 
-from diffusers_hidiff.data.paired_images import paired_files
-from diffusers_hidiff.data.paired_patches import PairedPatchesDataset
+from diffusers_hidiff.data.paired_images import FilePairs
+from diffusers_hidiff.data.paired_patches import PairedPatchesDataset, PatchCutter
 from diffusers_hidiff.data.transforms import random_tile
 
 
@@ -24,49 +24,23 @@ def pairs(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("blurry", "sharp"),
-    [
-        (["input/a.png"], ["target/a.png"]),
-        (["GOPR01/blur/01.png", "GOPR02/blur/01.png"], ["GOPR01/sharp/01.png", "GOPR02/sharp/01.png"]),
-        (["scene001/blur/blur_1.png", "scene001/blur/blur_2.png"], ["scene001/gt/gt_1.png", "scene001/gt/gt_2.png"]),
-    ],
-)
-def test_published_layouts_are_found(tmp_path, blurry, sharp):
-    for name in (*blurry, *sharp):
-        write(tmp_path / name, np.zeros((4, 4, 3), np.uint8))
-    found = [tuple(str(file.relative_to(tmp_path)) for file in pair) for pair in paired_files(tmp_path)]
-    assert found == list(zip(blurry, sharp, strict=True))
-
-
-def test_a_list_like_realblurs_names_the_sharp_file_first(tmp_path):
-    for name in ("s/gt/gt_1.png", "s/blur/blur_1.png"):
-        write(tmp_path / name, np.zeros((4, 4, 3), np.uint8))
-    (tmp_path / "train.txt").write_text("s/gt/gt_1.png s/blur/blur_1.png 17\n\n")
-    assert paired_files(tmp_path / "train.txt") == [(tmp_path / "s/blur/blur_1.png", tmp_path / "s/gt/gt_1.png")]
-    (tmp_path / "train.txt").write_text("s/gt/gt_1.png s/blur/blur_2.png\n")
-    with pytest.raises(ValueError, match=r"Each line .* line 1 is 's/gt/gt_1.png s/blur/blur_2.png'"):
-        paired_files(tmp_path / "train.txt")
-
-
-def test_a_folder_without_pairs_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="must hold blurry/ and sharp/, input/ and target/, or scenes"):
-        paired_files(tmp_path)
+def patches(folder, size, length, seed, **tiles):
+    return PairedPatchesDataset(FilePairs(folder), PatchCutter(size, seed, **tiles), length)
 
 
 def test_a_patch_is_cut_and_turned_as_a_pair_and_depends_on_seed_and_index_alone(pairs):
-    dataset, again = (PairedPatchesDataset(pairs, 16, 12, seed=1) for _ in range(2))
+    dataset, again = (patches(pairs, 16, 12, seed=1) for _ in range(2))
     again[5]
     for i in range(12):
         item = dataset[i]
         assert item["blurry"].shape == (3, 16, 16)
         assert torch.allclose(item["blurry"], 1 - item["sharp"])
     assert torch.equal(dataset[7]["blurry"], again[7]["blurry"])
-    assert not torch.equal(dataset[7]["blurry"], PairedPatchesDataset(pairs, 16, 12, seed=2)[7]["blurry"])
+    assert not torch.equal(dataset[7]["blurry"], patches(pairs, 16, 12, seed=2)[7]["blurry"])
 
 
 def test_every_pair_is_visited_once_before_one_is_visited_again(pairs):
-    dataset = PairedPatchesDataset(pairs, 16, 30, seed=0)
+    dataset = patches(pairs, 16, 30, seed=0)
     sources = [dataset.source(i) for i in range(30)]
     assert all(len(set(sources[i : i + 3])) == 3 for i in range(0, 30, 3))
     assert len({tuple(sources[i : i + 3]) for i in range(0, 30, 3)}) > 1
@@ -82,13 +56,22 @@ def test_tiles_overlap_and_end_at_the_edge():
 
 
 def test_patches_lie_within_the_tiles(pairs):
-    dataset = PairedPatchesDataset(pairs, 24, 8, seed=0, tile_size=24)
+    dataset = patches(pairs, 24, 8, seed=0, tile_size=24)
     assert all(dataset[i]["sharp"].shape == (3, 24, 24) for i in range(8))
     with pytest.raises(ValueError, match="`tile_size` must be at least the patch size"):
-        PairedPatchesDataset(pairs, 32, 8, seed=0, tile_size=24)
+        patches(pairs, 32, 8, seed=0, tile_size=24)
 
 
 def test_a_pair_of_two_sizes_is_refused(pairs):
     write(pairs / "sharp" / "1.png", np.zeros((40, 40, 3), np.uint8))
     with pytest.raises(ValueError, match=r"must have one size, got \['56x40', '40x40'\]"):
-        [PairedPatchesDataset(pairs, 16, 3, seed=0)[i] for i in range(3)]
+        [patches(pairs, 16, 3, seed=0)[i] for i in range(3)]
+
+
+def test_a_pair_that_is_damaged_or_smaller_than_a_patch_is_named(pairs):
+    with pytest.raises(ValueError, match=r"size=48 and an image of 56x40\. It is that of .*blurry/\d\.png"):
+        patches(pairs, 48, 3, seed=0)[0]
+    file = pairs / "sharp" / "1.png"
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"sharp/1\.png' cannot be read as an image: image file is truncated"):
+        [patches(pairs, 16, 3, seed=0)[i] for i in range(3)]

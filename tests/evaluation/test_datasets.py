@@ -40,7 +40,7 @@ def test_hide_has_its_sharp_images_in_one_folder(tmp_path):
     write(tmp_path / "test" / "test-close-ups" / "b.png", noise(seed=0))
     write(tmp_path / "test" / "test-long-shot" / "a.png", noise(seed=1))
     write(tmp_path / "GT" / "a.png", noise(seed=2))
-    with pytest.raises(EvaluationError, match=r"b\.png' has no partner in GT/"):
+    with pytest.raises(EvaluationError, match=r"b\.png has no partner in GT/"):
         load_pairs("hide", tmp_path)
     write(tmp_path / "GT" / "b.png", noise(seed=3))
     pairs = load_pairs("hide", tmp_path)

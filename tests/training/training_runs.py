@@ -46,7 +46,7 @@ def flags(**values):
 
 
 def stage1_flags(folders, output_dir, **values):
-    data = {"train_data_dir": folders / "photos", "output_dir": output_dir}
+    data = {"train_data_dir": folders and folders / "photos", "output_dir": output_dir}
     return flags(**STEPS | NETWORKS | data | values)
 
 

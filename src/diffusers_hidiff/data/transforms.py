@@ -1,8 +1,10 @@
-"""Crops and flips that treat a pair as one image."""
+"""Crops, tiles and flips that treat a pair as one image."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 def random_crop(images: Sequence[np.ndarray], size: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -24,14 +26,25 @@ def random_flip_rotation(images: Sequence[np.ndarray], rng: np.random.Generator)
     return [np.rot90(image[:, ::-1] if flip else image, turns) for image in images]
 
 
-def random_tile(images: Sequence[np.ndarray], size: int, overlap: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """The same one of the overlapping square tiles that every image [H, W, C] can be cut into; the last ones end at the edge.
+def tile_starts(length: int, size: int, overlap: int) -> list[int]:
+    """Where tiles of `size` begin that cover `length` pixels and overlap by `overlap`; the last one ends at the edge.
 
-    A side shorter than `size` is kept whole.
+    A length below `size` is kept whole: it has one tile, shorter than the others.
     """
+    last = max(0, length - size)
+    return sorted({*range(0, last, size - overlap), last})
+
+
+def random_tile(images: Sequence[np.ndarray], size: int, overlap: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """The same one of the overlapping square tiles that every image [H, W, C] can be cut into, as `tile_starts` says."""
     places = []
     for length in images[0].shape[:2]:
-        starts = [*range(0, max(1, length - size), size - overlap), max(0, length - size)]
-        start = sorted(set(starts))[int(rng.integers(len(set(starts))))]
+        starts = tile_starts(length, size, overlap)
+        start = starts[int(rng.integers(len(starts)))]
         places.append(slice(start, start + size))
     return [image[tuple(places)] for image in images]
+
+
+def as_tensor(image: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] to float32 in [0, 1], [3, H, W]."""
+    return torch.from_numpy(image.transpose(2, 0, 1).copy()).float() / 255
