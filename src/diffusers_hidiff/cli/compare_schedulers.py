@@ -15,7 +15,7 @@ from ..evaluation.datasets import Pair, load_pairs
 from ..evaluation.protocols import PROTOCOLS
 from ..experiments.scheduler_study import as_csv, as_markdown, figure_of, run_trials, split_grid, summarise
 from ..image_files import write_whole
-from ..schedulers.scheduling_hidiff import HIDiffScheduler
+from ..schedulers.names import SHORT_NAMES, scheduler_class
 from ..utils.allocator import keep_freed_memory
 from . import (
     DEVICES,
@@ -29,18 +29,7 @@ from . import (
 )
 from .evaluate import need_libraries, told_in_a_sentence
 
-SCHEDULERS = ("hidiff", "ddpm", "ddim", "euler", "dpmsolver++", "unipc", "heun", "lcm", "deis", "pndm")
-SHORT_NAMES = {
-    "ddpm": "DDPMScheduler",
-    "ddim": "DDIMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "dpmsolver++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "lcm": "LCMScheduler",
-    "deis": "DEISMultistepScheduler",
-    "pndm": "PNDMScheduler",
-}
+SCHEDULERS = ("hidiff", "ddpm", "ddim", "euler", "dpmsolver", "unipc", "heun", "lcm", "deis", "pndm")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -60,7 +49,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         nargs="+",
         default=list(SCHEDULERS),
         metavar="NAME",
-        help=f"hidiff, {', '.join(SHORT_NAMES)}, or any class of diffusers.schedulers (default: {' '.join(SCHEDULERS)})",
+        help=f"{', '.join(SHORT_NAMES)}, or any class of diffusers.schedulers (default: {' '.join(SCHEDULERS)})",
     )
     add("--steps", nargs="+", type=at_least(1), metavar="N", help="default: 1, 2, 4 … up to the model's T")
     add("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2], metavar="N", help="default: 0 1 2")
@@ -127,14 +116,10 @@ def make_scheduler(name: str, current: SchedulerMixin) -> SchedulerMixin:
     Raises:
         CommandError: None is called so.
     """
-    import diffusers  # noqa: PLC0415 - finds its schedulers only when asked
-
-    if name.lower() in ("hidiff", "hidiffscheduler"):
-        return HIDiffScheduler.from_config(current.config)
-    kind = getattr(diffusers, SHORT_NAMES.get(name.lower(), name), None)
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+    kind = scheduler_class(name)
+    if kind is None:
         raise CommandError(
-            f"--schedulers takes hidiff, {', '.join(SHORT_NAMES)} or a class of diffusers.schedulers, got {name!r}."
+            f"--schedulers takes {', '.join(SHORT_NAMES)} or a class of diffusers.schedulers, got {name!r}."
         )
     try:
         with quiet_diffusers():

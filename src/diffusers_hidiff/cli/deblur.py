@@ -35,7 +35,7 @@ from ..image_files import (
 from ..image_processor import postprocess, preprocess
 from ..pipelines.pipeline_hidiff import HIDiffPipeline
 from ..schedulers.compatibility import check_scheduler
-from ..schedulers.scheduling_hidiff import HIDiffScheduler
+from ..schedulers.names import named_classes, scheduler_class
 from ..utils.allocator import keep_freed_memory
 from . import DEVICES, CommandError, at_least, first_line, load_pipeline, pick_device, quiet_diffusers
 
@@ -302,10 +302,9 @@ def make_scheduler(current: SchedulerMixin, name: str) -> SchedulerMixin:
     Raises:
         CommandError: None is called so, or it does not fit the model.
     """
-    known = known_schedulers(current)
-    wanted = name.lower().replace("-", "").replace("_", "")
-    for short_name, scheduler in known.items():
-        if wanted in (short_name, type(scheduler).__name__.lower()):
+    known, kind = known_schedulers(current), scheduler_class(name)
+    for scheduler in known.values():
+        if type(scheduler) is kind:
             return scheduler
     raise CommandError(f"--scheduler must be one of {', '.join(sorted(known))}, got {name!r}.")
 
@@ -313,15 +312,14 @@ def make_scheduler(current: SchedulerMixin, name: str) -> SchedulerMixin:
 def known_schedulers(current: SchedulerMixin) -> dict[str, SchedulerMixin]:
     """Short name -> scheduler made from the config of `current`, for all that fit it."""
     known = {}
-    for kind in (HIDiffScheduler, *current.compatibles):
+    for name, kind in named_classes():
         try:
             with quiet_diffusers():
                 scheduler = kind.from_config(current.config)
             check_scheduler(scheduler, 1)
         except (ValueError, ImportError):  # refused, or in need of another library
             continue
-        short_name = kind.__name__.lower().removesuffix("scheduler")
-        known[short_name.replace("discrete", "").replace("multistep", "")] = scheduler
+        known[name] = scheduler
     return known
 
 
