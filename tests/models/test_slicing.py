@@ -9,7 +9,7 @@ from torch import nn
 from diffusers_hidiff.models.attention import ChannelAttention, ChannelProducts
 from diffusers_hidiff.models.latent_encoder import pool
 from diffusers_hidiff.models.layers import GatedFeedForward
-from diffusers_hidiff.models.slicing import WHOLE, Slicing, neighbourhood, tile_side, tiles
+from diffusers_hidiff.models.slicing import WHOLE, Slicing, tile_side, tiles
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 4), (2, 5, 300, 4), (1, 64, 80, 4), (3, 17, 33, 4)])
@@ -82,13 +82,6 @@ def test_the_cpu_slices_unless_told_otherwise():
 def test_a_tile_of_no_size_is_refused(megabytes):
     with pytest.raises(ValueError, match="`megabytes` must be positive"):
         tiny_transformer().enable_slicing(megabytes)
-
-
-def test_a_neighbourhood_lies_around_its_element_and_moves_inside_at_the_border():
-    rows = [[10 * i + j for j in range(6)] for i in range(4)]
-    assert neighbourhood(rows, 2, 3, 3) == [12, 13, 14, 22, 23, 24, 32, 33, 34]
-    assert neighbourhood(rows, 0, 5, 3) == [3, 4, 5, 13, 14, 15, 23, 24, 25]
-    assert neighbourhood(rows, 1, 1, 9) == [*range(6), *range(10, 16), *range(20, 26), *range(30, 36)]
 
 
 @torch.no_grad()

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from .layers import PartsDepthwise, PartsLinear, linear_of_samples
-from .slicing import Index, Slicing, add_by_tiles, neighbourhood, only, tile_side, tiles
+from .slicing import Index, Slicing, Tile, add_by_tiles, only, tile_side, tiles
+from .windows import Cuts, as_cells, from_cells, sum_around, tile_of
 
-WINDOW_TILES = 3  # tiles along the side of a window of local statistics; odd, so that one is in the middle
+WINDOW_CELLS = 3  # along the side of a window of local statistics; odd, so that one is in the middle
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,15 @@ class ChannelProducts:
         else:
             products = (query @ key.transpose(-1, -2)).to(wide)
         return cls(products, *squares)
+
+    def packed(self) -> Tensor:
+        """All three in one tensor, [B, h, c, c + 2]."""
+        return torch.cat((self.products, self.query_squares, self.key_squares), dim=-1)
+
+    @classmethod
+    def unpacked(cls, packed: Tensor) -> "ChannelProducts":
+        """The inverse of `packed`, with any dimensions in front."""
+        return cls(packed[..., :-2], packed[..., -2:-1], packed[..., -1:])
 
     @classmethod
     def sum(cls, parts: Iterable["ChannelProducts"]) -> "ChannelProducts":
@@ -104,35 +114,65 @@ class ChannelAttention(nn.Module):
         self.to_out = AttendedProjection(dim, dim, bias=False)
 
     def forward(self, hidden_states: Tensor, normalise: Callable[[Tensor], Tensor], slicing: Slicing) -> Tensor:
-        """hidden_states + attention(normalise(hidden_states)), [B, H, W, C]; in place if it takes several tiles.
-
-        With a `slicing.window` the attention of a tile is that of the window around it (TLC, arXiv:2112.04491).
-        """
+        """hidden_states + attention(normalise(hidden_states)), [B, H, W, C]; in place if it takes several tiles."""
         shape, (num_heads, *_) = hidden_states.shape, self.temperature.shape
         side = tile_side(shape, slicing.tile_bytes, shape[-1] * hidden_states.element_size())
-        if slicing.window is not None:
-            side = min(side, ceil(slicing.window / WINDOW_TILES))
+        if slicing.window is not None and slicing.window < max(shape[1:3]):
+            return self.over_windows(hidden_states, normalise, slicing.window, side)
         rows = tiles(shape, side, margin=1)
 
-        products: list[list[ChannelProducts]] = [[] for _ in rows]
-        values: list[list[Tensor]] = [[] for _ in rows]
-        for i, tile in ((i, tile) for i, row in enumerate(rows) for tile in row):
-            features = self.to_qkv(normalise(hidden_states[tile.outer]))
-            query, key, value = (part[..., : shape[-1]] for part in self.depthwise(features, tile.crop))
-            products[i].append(ChannelProducts.of(query, key, num_heads))
-            values[i].append(value)
+        products: list[ChannelProducts] = []
+        values: list[Tensor] = []
+        for tile in chain.from_iterable(rows):
+            query, key, value = self.queries_keys_values(hidden_states, normalise, tile)
+            products.append(ChannelProducts.of(query, key, num_heads))
+            values.append(value)
 
-        if slicing.window is None or only(rows) is not None:
-            attention = ChannelProducts.sum(chain.from_iterable(products)).attention(self.temperature)
+        attention = ChannelProducts.sum(products).attention(self.temperature).to(hidden_states.dtype)
         if only(rows) is not None:
-            return hidden_states + self.to_out(values[0][0], attention.to(hidden_states.dtype))
-        for i, row in enumerate(rows):
-            for j, tile in enumerate(row):
-                if slicing.window is not None:
-                    around = neighbourhood(products, i, j, ceil(slicing.window / side))
-                    attention = ChannelProducts.sum(around).attention(self.temperature)
-                hidden_states[tile.inner].add_(self.to_out(values[i][j], attention.to(hidden_states.dtype)))
-            values[i].clear()
+            return hidden_states + self.to_out(values[0], attention)
+        for tile in chain.from_iterable(rows):
+            hidden_states[tile.inner].add_(self.to_out(values.pop(0), attention))
+        return hidden_states
+
+    def queries_keys_values(
+        self, hidden_states: Tensor, normalise: Callable[[Tensor], Tensor], tile: Tile
+    ) -> list[Tensor]:
+        """Those of `tile.inner`, [B, h, w, C] each."""
+        features = self.to_qkv(normalise(hidden_states[tile.outer]))
+        return [part[..., : hidden_states.shape[-1]] for part in self.depthwise(features, tile.crop)]
+
+    def over_windows(
+        self, hidden_states: Tensor, normalise: Callable[[Tensor], Tensor], window: int, side: int
+    ) -> Tensor:
+        """The same, in place, with the attention of each cell that of the window around it (TLC, arXiv:2112.04491).
+
+        Args:
+            hidden_states: [B, H, W, C].
+            normalise: Applied to what attention sees.
+            window: Height and width of the windows in pixels of this level.
+            side: No tile is higher or wider. It takes as many cells at once as fit.
+        """
+        shape, cell = hidden_states.shape, min(side, ceil(window / WINDOW_CELLS))
+        rows, columns = (Cuts.of(length, cell).groups(side // cell) for length in shape[1:3])
+        groups = [[(row, column, tile_of(row, column, shape)) for column in columns] for row in rows]
+
+        products: list[list[Tensor]] = [[] for _ in rows]  # [B, n, m, h, c, c + 2] each
+        values: list[Tensor] = []  # [B·n·m, height, width, C] each
+        for i, (row, column, tile) in ((i, group) for i, line in enumerate(groups) for group in line):
+            qkv = self.queries_keys_values(hidden_states, normalise, tile)
+            query, key, value = (as_cells(part, row, column) for part in qkv)
+            packed = ChannelProducts.of(query, key, len(self.temperature)).packed()
+            products[i].append(packed.unflatten(0, (-1, row.number, column.number)))
+            values.append(value)
+
+        around = sum_around(torch.cat([torch.cat(line, dim=2) for line in products], dim=1), ceil(window / cell))
+        attention = ChannelProducts.unpacked(around).attention(self.temperature).to(hidden_states.dtype)
+        lines = attention.split([row.number for row in rows], dim=1)
+        attentions = [part for line in lines for part in line.split([column.number for column in columns], dim=2)]
+        for (row, column, tile), part in zip(chain.from_iterable(groups), attentions, strict=True):
+            attended = self.to_out(values.pop(0), part.flatten(0, 2))
+            hidden_states[tile.inner].add_(from_cells(attended, row, column))
         return hidden_states
 
 

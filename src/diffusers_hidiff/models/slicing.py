@@ -105,16 +105,6 @@ def tiles(shape: Sequence[int], side: int, margin: int = 0) -> list[list[Tile]]:
     ]
 
 
-def neighbourhood(rows: Sequence[Sequence[Element]], i: int, j: int, width: int) -> list[Element]:
-    """The elements of the square of `width` x `width` around [i][j], moved inside where it would stick out."""
-
-    def span(k: int, length: int) -> slice:
-        start = max(0, min(k - width // 2, length - width))
-        return slice(start, start + width)
-
-    return [element for row in rows[span(i, len(rows))] for element in row[span(j, len(row))]]
-
-
 def only(rows: Sequence[Sequence[Element]]) -> Element | None:
     """The element, if there is but one."""
     return rows[0][0] if len(rows) == len(rows[0]) == 1 else None
