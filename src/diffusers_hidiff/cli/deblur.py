@@ -123,7 +123,7 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
         "--local_statistics",
         type=at_least(0),
         metavar="WINDOW",
-        help="attention over windows of so many pixels, 0 for the whole image (default: the model's own setting)",
+        help="attention and pooling over windows of so many pixels, 0 for the whole image (default: the model's own setting)",
     )
 
 
@@ -279,13 +279,14 @@ def ready_pipeline(device: str, options: argparse.Namespace) -> HIDiffPipeline:
         pipeline.to(device)
     if options.scheduler is not None:
         pipeline.scheduler = make_scheduler(pipeline.scheduler, options.scheduler)
-    if options.local_statistics == 0:
-        pipeline.transformer.disable_local_statistics()
-    elif options.local_statistics is not None:
-        try:
-            pipeline.transformer.enable_local_statistics(options.local_statistics)
-        except ValueError as error:
-            raise CommandError(f"--local_statistics cannot be so: {first_line(error)}") from error
+    for network in (pipeline.transformer, pipeline.condition_encoder):
+        if options.local_statistics == 0:
+            network.disable_local_statistics()
+        elif options.local_statistics is not None:
+            try:
+                network.enable_local_statistics(options.local_statistics)
+            except ValueError as error:
+                raise CommandError(f"--local_statistics cannot be so: {first_line(error)}") from error
     gradient = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
     try:
         (restored,) = run_pipeline(pipeline, [gradient], options)
