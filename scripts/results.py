@@ -285,4 +285,8 @@ def put_between(page: Path, name: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on here.", file=sys.stderr)
+        sys.exit(130)
