@@ -93,7 +93,7 @@ def finish_options(work: Path) -> None:
 
 def rows_of_option(folder: Path, option: str) -> list[dict[str, object]]:
     """Mean PSNR, SSIM and seconds of each size of image in each data set."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for name in ("synthetic", "real"):
         with (folder / name / "metrics.csv").open() as file:
             lines = list(csv.DictReader(file))

@@ -212,15 +212,16 @@ def gains_figure(rows: Sequence[Row], summary: Mapping[str, Any]) -> "Figure":
     scored = [row for row in rows if row.error is None]
     figure = empty_figure("What restoring gains on each blurry image", 4.2)
     axis = figure.subplots()
-    styles = {"restored": {"color": "tab:blue", "marker": "o"}, "oracle": {"color": "tab:red", "marker": "x"}}
+    styles = {"restored": ("tab:blue", "o"), "oracle": ("tab:red", "x")}
     for name, values in summary["gains"].items():
         mean = "" if values["mean"] is None else f", mean {values['mean']:+.2f} dB"
         label = {"restored": "restored", "oracle": "with the prior of stage 1, which sees the sharp image"}[name] + mean
         axis.scatter(
             [row.scores["blurry_psnr"] for row in scored],
             [gain(row, name) for row in scored],
-            **styles[name],
             s=45,
+            color=styles[name][0],
+            marker=styles[name][1],
             alpha=0.8,
             label=label,
         )

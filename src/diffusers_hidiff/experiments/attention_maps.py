@@ -68,7 +68,7 @@ def attention_sheet(maps: np.ndarray, blurry: np.ndarray) -> "Figure":
     height, width = blurry.shape[:2]
     heading = "Where in the image each prior token is looked at: red more, blue less than the average token"
     figure = empty_figure(heading, WIDTH / 3 * 2 * height / width + 0.25 * side)
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 2])
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1, 2])[0]
     draw(left.subplots(), Panel("blurry", blurry))
     grid = right.subplots(side, side, squeeze=False)
     for number, (axis, token) in enumerate(zip(grid.flat, relative, strict=True), start=1):

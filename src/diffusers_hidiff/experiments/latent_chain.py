@@ -81,7 +81,7 @@ def chain_figure(followed: Sequence[ChainStep], blurry: np.ndarray, sharp: np.nd
     pictures = 2 * column * height / width + 0.7
     heading = "The reverse chain: what each step takes for the clean prior, and the picture that it gives"
     figure = empty_figure(heading, pictures + 2.6)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[2.6, pictures])
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.6, pictures])[:, 0]
     left = top.subplots()
     left.plot(numbers[:-1], distances[:-1], "o-", color="tab:blue")
     left.set_yscale("log")
