@@ -1,12 +1,13 @@
 # make demo   deblur the sample photo and look at it        make test   every test, with coverage
 # make check  lint, types and tests                         make bench  speed and memory, beside the floor
+# make results DATA=…  everything in docs/results/, from the folder with the validation pairs
 
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 GPU := $(shell command -v nvidia-smi || [ "$$(uname -s)" = Linux ] || echo not-linux)
 
-.PHONY: setup demo test lint types format check bench
+.PHONY: setup demo test lint types format check bench results
 setup: .venv/installed
 
 # Without a GPU the CPU build of torch is enough and gigabytes smaller: from a local wheel if there is one, else through
@@ -42,3 +43,6 @@ check: lint types test
 
 bench: setup
 	$(BIN)/python benchmarks/speed.py
+
+results: setup
+	$(BIN)/python scripts/results.py $(DATA)

@@ -1,69 +1,20 @@
-"""What a model card needs: a table over validation pairs, a sheet of pictures, the curves of both stages.
+"""The curves of one or more runs, side by side.
 
-    python training/report.py --model runs/stage2/pipeline --runs runs/stage1 runs/stage2 \
-        --pairs synthetic=PAIRS real=PAIRS --output report
+    python training/report.py runs/stage1 runs/stage2 --output curves.png
+
+What a model is worth is told by `hidiff evaluate --model M --dataset PAIRS --beside blurry oracle --output OUT`.
 """
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import torch
-from tqdm import tqdm
-
-from diffusers_hidiff import HIDiffPipeline
-from diffusers_hidiff.data.paired_images import paired_files, read_rgb
-from diffusers_hidiff.metrics.psnr import psnr_of_arrays
-from diffusers_hidiff.utils.allocator import keep_freed_memory
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
-
-
-def validate(pipeline: HIDiffPipeline, folder: Path) -> list[dict[str, float | str]]:
-    """One row per pair of `folder`: name, size, PSNR of the blurry and of the restored image, seconds. Seed 0 each."""
-    rows: list[dict[str, float | str]] = []
-    for blurry_file, sharp_file in tqdm(paired_files(folder), desc=folder.name):
-        blurry, sharp = read_rgb(blurry_file), read_rgb(sharp_file)
-        start = time.perf_counter()
-        generator = torch.Generator().manual_seed(0)
-        restored = np.asarray(pipeline(blurry, generator=generator, return_dict=False)[0][0])
-        rows.append(
-            {
-                "name": blurry_file.stem,
-                "size": f"{blurry.shape[1]}x{blurry.shape[0]}",
-                "blurry": psnr_of_arrays(blurry, sharp),
-                "restored": psnr_of_arrays(restored, sharp),
-                "seconds": time.perf_counter() - start,
-            }
-        )
-    return rows
-
-
-def table(sets: dict[str, list[dict[str, float | str]]]) -> str:
-    """Markdown: means of each set, then every pair of sets of at most a dozen."""
-    lines = ["| pairs | number | blurry, dB | restored, dB | gain, dB |", "|---|---|---|---|---|"]
-    for name, rows in sets.items():
-        blurry, restored = (np.mean([row[key] for row in rows]) for key in ("blurry", "restored"))
-        lines.append(f"| {name} | {len(rows)} | {blurry:.2f} | {restored:.2f} | {restored - blurry:+.2f} |")
-    for name, rows in sets.items():
-        if len(rows) <= 12:
-            lines += [
-                "",
-                f"| {name} | size | blurry, dB | restored, dB | gain, dB | seconds |",
-                "|---|---|---|---|---|---|",
-            ]
-            for row in rows:
-                gain = float(row["restored"]) - float(row["blurry"])
-                lines.append(
-                    f"| {row['name']} | {row['size']} | {row['blurry']:.2f} | {row['restored']:.2f}"
-                    f" | {gain:+.2f} | {row['seconds']:.1f} |"
-                )
-    return "\n".join(lines) + "\n"
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
@@ -104,23 +55,13 @@ def plot_curves(runs: list[Path], file: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="folder of a pipeline")
-    parser.add_argument("--pairs", nargs="+", default=[], metavar="NAME=DIR", help="folders with blurry/ and sharp/")
-    parser.add_argument("--runs", nargs="+", default=[], type=Path, help="output folders of the training stages")
-    parser.add_argument("--output", type=Path, required=True, help="where validation.md and curves.png go")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output folder of a training run")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.png", help="picture to write")
     options = parser.parse_args(arguments)
-    keep_freed_memory()
-    options.output.mkdir(parents=True, exist_ok=True)
-    if options.runs:
-        plot_curves(options.runs, options.output / "curves.png")
-    if options.pairs:
-        pipeline = HIDiffPipeline.from_pretrained(options.model)
-        pipeline.set_progress_bar_config(disable=True)
-        sets = {
-            name: validate(pipeline, Path(folder)) for name, folder in (pair.split("=", 1) for pair in options.pairs)
-        }
-        (options.output / "validation.md").write_text(table(sets))
-        print(table(sets))
+    for run in options.runs:
+        if not (run / "metrics.jsonl").exists():
+            parser.error(f"RUN must be a folder with metrics.jsonl, got {str(run)!r}.")
+    plot_curves(options.runs, options.output)
     return 0
 
 

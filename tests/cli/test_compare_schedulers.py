@@ -6,7 +6,7 @@ from diffusers_hidiff.image_files import write_image
 RNG = np.random.default_rng(0)
 
 
-def test_the_command_writes_table_figure_and_raw_figures(realblur_pipeline, tmp_path, capsys):
+def test_the_command_writes_table_figure_and_raw_figures_and_goes_on_where_it_was(realblur_pipeline, tmp_path, capsys):
     realblur_pipeline.save_pretrained(tmp_path / "model")
     for name in ("blurry", "sharp"):
         for number in range(3):
@@ -21,6 +21,19 @@ def test_the_command_writes_table_figure_and_raw_figures(realblur_pipeline, tmp_
     assert len((tmp_path / "out" / "trials.csv").read_text().splitlines()) == 5
     assert (tmp_path / "out" / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert "Written to" in capsys.readouterr().out
+    rows = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "rows").iterdir()}
+    assert len(rows) == 2
+    next(iter(rows)).unlink()  # as if it had been stopped
+    (tmp_path / "out" / "figure.png").unlink()
+    assert main(["compare-schedulers", *arguments, "--output", str(tmp_path / "out")]) == 0
+    again = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "rows").iterdir()}
+    assert again.keys() == rows.keys()
+    assert len(again.items() & rows.items()) == 1  # the other was not made again
+    assert (tmp_path / "out" / "figure.png").exists()
+    capsys.readouterr()
+    arguments[arguments.index("--seeds") + 1] = "1"
+    assert main(["compare-schedulers", *arguments, "--output", str(tmp_path / "out")]) == 2
+    assert "holds results of other settings" in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared_is_told_in_a_sentence(tmp_path, capsys):

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from scored import noise, write, write_pairs
-from tiny import tiny_condition_encoder, tiny_mixer_denoiser, tiny_transformer
+from tiny import tiny_condition_encoder, tiny_latent_encoder, tiny_mixer_denoiser, tiny_transformer
 
 from diffusers_hidiff import HIDiffPipeline, HIDiffScheduler
 from diffusers_hidiff.cli.main import main
+from diffusers_hidiff.metrics.psnr import psnr_of_arrays
 
 LAUNCH = ("-m", "torch.distributed.run", "--nproc_per_node", "3", "--master_port")
 HIDIFF = ("-m", "diffusers_hidiff", "evaluate")
@@ -97,7 +99,41 @@ def test_the_summary_tells_model_versions_and_device(evaluate, model):
     assert len(told["model"]["sha256"]) == 64
     assert told["versions"]["torch"] == torch.__version__
     assert (told["device"], told["dtype"], told["steps"], told["scored"]) == ("cpu", "float32", 8, 5)
-    assert Path("out", "sheet.png").stat().st_size > 0
+    assert Path("out", "sheet.jpg").stat().st_size > 0
+
+
+def test_blurry_images_and_the_prior_of_stage_1_are_scored_beside(evaluate, model, folder):
+    shutil.copytree(model, "with encoder")
+    encoder = tiny_latent_encoder()
+    encoder.save_pretrained(folder / "with encoder" / "latent_encoder")
+    status, printed, _ = evaluate("--model", "with encoder", "--beside", "blurry", "oracle")
+    assert status == 0
+    line = table()["02"]
+    blurry, sharp = noise(16, 24, 4), noise(16, 24, 5)
+    assert float(line["blurry_psnr"]) == pytest.approx(psnr_of_arrays(blurry, sharp), abs=1e-5)
+    pipeline = HIDiffPipeline.from_pretrained(model)
+    with torch.no_grad():
+        prior = encoder(*(torch.tensor(image).permute(2, 0, 1)[None] / 255 for image in (blurry, sharp))).sample
+    restored = np.asarray(pipeline(blurry, prior=prior).images[0])
+    assert float(line["oracle_psnr"]) == pytest.approx(psnr_of_arrays(restored, sharp), abs=1e-5)
+    gains = [float(line["psnr"]) - float(line["blurry_psnr"]) for line in table().values()]
+    assert summary()["gains"]["restored"]["mean"] == pytest.approx(np.mean(gains), abs=1e-5)
+    assert "| with the prior of stage 1, which sees the sharp image |" in printed
+    assert printed.count("| 24x16 |") == 5
+    assert Path("out", "gains.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_oracle_needs_the_encoder_of_stage_1(evaluate):
+    status, _, complaint = evaluate("--beside", "oracle")
+    assert (status, complaint.count("\n")) == (2, 1)
+    assert "--beside oracle needs a model in a folder that holds latent_encoder/" in complaint
+
+
+def test_what_stands_beside_does_not_change_the_figures_or_depend_on_the_processes_that_score(evaluate):
+    evaluate()
+    evaluate("--beside", "blurry", "--workers", "2", output="beside")
+    assert {name: summary("beside")["metrics"][name] for name in ("psnr", "ssim")} == summary()["metrics"]
+    assert [line["psnr"] for line in table().values()] == [line["psnr"] for line in table("beside").values()]
 
 
 def test_a_named_data_set_is_shown_beside_the_paper(evaluate, folder):

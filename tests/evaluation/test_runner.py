@@ -129,9 +129,9 @@ def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
 
 def test_a_second_report_of_the_same_rows_is_the_same(job, state, tmp_path):
     first = write_report(job(), run(job(), state), {})
-    pictures = (tmp_path / "out" / "sheet.png").read_bytes()
+    pictures = (tmp_path / "out" / "sheet.jpg").read_bytes()
     assert write_report(job(), run(job(), state), {}) == first
-    assert (tmp_path / "out" / "sheet.png").read_bytes() == pictures
+    assert (tmp_path / "out" / "sheet.jpg").read_bytes() == pictures
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        *("metrics.csv", "rows", "settings.json", "sheet.png", "summary.json", "table.md")
+        *("metrics.csv", "rows", "settings.json", "sheet.jpg", "summary.json", "table.md")
     ]

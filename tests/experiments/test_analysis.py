@@ -6,13 +6,14 @@ from tiny import tiny_latent_encoder
 
 from diffusers_hidiff.cli.main import main
 from diffusers_hidiff.experiments.attention_maps import LEVELS, attention_maps, attention_sheet
-from diffusers_hidiff.experiments.latent_chain import chain_sheet, follow_chain
+from diffusers_hidiff.experiments.latent_chain import chain_figure, follow_chain
 from diffusers_hidiff.experiments.prior_sensitivity import priors_to_try, sensitivity_sheet
 from diffusers_hidiff.image_files import write_image
+from diffusers_hidiff.utils.panels import encoded
 
 RNG = np.random.default_rng(0)
 BLURRY, SHARP, OTHER = RNG.integers(0, 256, (3, 20, 28, 3), dtype=np.uint8)
-PNG = b"\x89PNG"
+PNG, JPEG = b"\x89PNG", b"\xff\xd8\xff"
 
 
 @pytest.fixture(params=["gopro_pipeline", "realblur_pipeline"])
@@ -27,7 +28,8 @@ def test_the_chain_ends_in_the_picture_of_the_pipeline(pipeline):
     assert [step.timestep for step in followed] == list(range(len(followed) - 1, -1, -1))
     assert np.array_equal(followed[-1].image, np.asarray(expected))
     assert len(follow_chain(pipeline, BLURRY, steps=2)) == 2
-    assert chain_sheet(followed, BLURRY, SHARP).startswith(PNG)
+    assert encoded(chain_figure(followed, BLURRY, SHARP), ".png").startswith(PNG)
+    assert encoded(chain_figure(followed, BLURRY, None), ".jpg").startswith(JPEG)
 
 
 def test_a_scheduler_without_a_clean_estimate_cannot_be_followed(gopro_pipeline):
@@ -45,7 +47,7 @@ def test_the_attention_of_a_pixel_sums_to_one_at_every_level(pipeline):
         assert maps[level].shape == shape
     for level in LEVELS:
         np.testing.assert_allclose(maps[level].sum(axis=0), 1, atol=1e-5)
-    assert attention_sheet(maps["encoder3"], BLURRY).startswith(PNG)
+    assert encoded(attention_sheet(maps["encoder3"], BLURRY), ".png").startswith(PNG)
 
 
 def test_looking_at_attention_leaves_no_trace(gopro_pipeline):
@@ -63,7 +65,7 @@ def test_every_prior_but_its_own_changes_the_picture(realblur_pipeline):
     picture, means = sensitivity_sheet(realblur_pipeline, BLURRY, priors, SHARP)
     assert means["its own"] == 0
     assert all(means[name] > 0 for name in ("tokens shuffled", "another image's", "zero", "oracle (sees sharp)"))
-    assert picture.startswith(PNG)
+    assert encoded(picture, ".png").startswith(PNG)
     assert list(priors_to_try(realblur_pipeline, BLURRY)) == ["its own", "another seed", "tokens shuffled", "zero"]
 
 
@@ -86,3 +88,8 @@ def test_a_sharp_image_of_another_size_is_refused(realblur_pipeline, tmp_path, c
     assert main(["analyse", *arguments, "--output", str(tmp_path / "picture.png")]) == 2
     assert "--sharp must have the size of the image" in capsys.readouterr().err
     assert not (tmp_path / "picture.png").exists()
+
+
+def test_another_kind_of_picture_is_refused_before_any_work(tmp_path, capsys):
+    assert main(["analyse", "chain", str(tmp_path / "none.png"), "--output", str(tmp_path / "picture.gif")]) == 2
+    assert "--output must be a .png or .jpg file" in capsys.readouterr().err

@@ -2,20 +2,26 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..data.paired_images import read_rgb
 from ..experiments.attention_maps import LEVELS, attention_maps, attention_sheet
-from ..experiments.latent_chain import chain_sheet, follow_chain
+from ..experiments.latent_chain import chain_figure, follow_chain
 from ..experiments.prior_sensitivity import priors_to_try, sensitivity_sheet
 from ..image_files import write_whole
 from ..pipelines.pipeline_hidiff import HIDiffPipeline
 from ..utils.allocator import keep_freed_memory
+from ..utils.panels import encoded
 from . import DEVICES, CommandError, at_least, first_line
 from .evaluate import need_libraries
 from .pipeline import load_pipeline, pick_device, stage1_encoder
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".jpg")
 QUESTIONS = {
     "chain": "the pictures that the clean estimates of the reverse chain give, step by step",
     "attention": "where each prior token is looked at, at one level",
@@ -38,14 +44,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--seed", type=at_least(0), default=0, help="default: 0")
     add("--model", help="folder or Hub id of a pipeline (default: the bundled checkpoint)")
     add("--device", choices=("auto", *DEVICES), default="auto", help="default: auto, the first of cuda, mps, cpu")
-    add("--output", required=True, type=Path, metavar="FILE.png", help="picture to write")
+    add("--output", required=True, type=Path, metavar="FILE", help="picture to write, .png or .jpg")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Answers the question; returns the exit status."""
-    if options.output.suffix.lower() != ".png":
-        raise CommandError(f"--output must be a .png file, got {str(options.output)!r}.")
+    if options.output.suffix.lower() not in SUFFIXES:
+        raise CommandError(f"--output must be a {' or '.join(SUFFIXES)} file, got {str(options.output)!r}.")
     need_libraries(["matplotlib"])
     blurry = read(options.image)
     sharp, other = (None if file is None else read(file) for file in (options.sharp, options.other))
@@ -60,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise CommandError(first_line(error)) from error
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(options.output, picture)
+    write_whole(options.output, encoded(picture, options.output.suffix))
     print(f"Written: {options.output}")
     return 0
 
@@ -71,10 +77,10 @@ def draw(
     blurry: np.ndarray,
     sharp: np.ndarray | None,
     other: np.ndarray | None,
-) -> bytes:
+) -> "Figure":
     """The picture that answers `options.question`."""
     if options.question == "chain":
-        return chain_sheet(follow_chain(pipeline, blurry, options.steps, options.seed), blurry, sharp)
+        return chain_figure(follow_chain(pipeline, blurry, options.steps, options.seed), blurry, sharp)
     if options.question == "attention":
         return attention_sheet(attention_maps(pipeline, blurry, options.seed)[options.level], blurry)
     encoder = stage1_encoder(options.model, pipeline.device)

@@ -1,44 +1,47 @@
 """`hidiff compare-schedulers`: schedulers x steps x seeds on a data set, as a table, a figure and raw figures."""
 
 import argparse
+import json
 import platform
-from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from tqdm import tqdm
 
 from .. import __version__
-from ..evaluation.datasets import Pair, load_pairs
+from ..evaluation.datasets import load_pairs
 from ..evaluation.protocols import PROTOCOLS
-from ..experiments.scheduler_study import as_csv, as_markdown, figure_of, run_trials, split_grid, summarise
+from ..evaluation.runner import ROWS_FOLDER, begin_folder, refuse_other_settings
+from ..experiments.scheduler_study import (
+    Trial,
+    as_csv,
+    as_markdown,
+    conclusion,
+    figure_of,
+    run_trials,
+    split_grid,
+    summarise,
+)
 from ..image_files import write_whole
-from ..schedulers.scheduling_hidiff import HIDiffScheduler
+from ..schedulers.names import SHORT_NAMES, scheduler_class
 from ..utils.allocator import keep_freed_memory
+from ..utils.panels import encoded
 from . import DEVICES, CommandError, at_least, first_line
-from .evaluate import need_libraries, told_in_a_sentence
+from .evaluate import common_settings, describe_model, need_libraries, read_blurry, told_in_a_sentence
 from .pipeline import load_pipeline, pick_device, quiet_diffusers, stage1_encoder
 
-SCHEDULERS = ("hidiff", "ddpm", "ddim", "euler", "dpmsolver++", "unipc", "heun", "lcm", "deis", "pndm")
-SHORT_NAMES = {
-    "ddpm": "DDPMScheduler",
-    "ddim": "DDIMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "dpmsolver++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "lcm": "LCMScheduler",
-    "deis": "DEISMultistepScheduler",
-    "pndm": "PNDMScheduler",
-}
+SCHEDULERS = ("hidiff", "ddpm", "ddim", "euler", "dpmsolver", "unipc", "heun", "lcm", "deis", "pndm")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "compare-schedulers",
-        description="Restores images with every combination and writes trials.csv, table.md and figure.png.",
+        description="Restores images with every combination and writes trials.csv, table.md and figure.png. "
+        "The same command goes on where it was stopped.",
     )
     add = parser.add_argument
     add("--model", help="folder or Hub id of a pipeline (default: the bundled checkpoint)")
@@ -51,7 +54,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         nargs="+",
         default=list(SCHEDULERS),
         metavar="NAME",
-        help=f"hidiff, {', '.join(SHORT_NAMES)}, or any class of diffusers.schedulers (default: {' '.join(SCHEDULERS)})",
+        help=f"{', '.join(SHORT_NAMES)}, or any class of diffusers.schedulers (default: {' '.join(SCHEDULERS)})",
     )
     add("--steps", nargs="+", type=at_least(1), metavar="N", help="default: 1, 2, 4 … up to the model's T")
     add("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2], metavar="N", help="default: 0 1 2")
@@ -78,32 +81,48 @@ def run(options: argparse.Namespace) -> int:
     if not grid:
         raise CommandError(f"None of these combinations can run: {refused[0][0]} cannot, {refused[0][2]}")
     encoder = stage1_encoder(options.model, pipeline.device)
-    options.output.mkdir(parents=True, exist_ok=True)
+    settings = {
+        **common_settings(pairs, PROTOCOLS["gopro"], []),
+        "model": describe_model(pipeline, options.model),
+        "grid": [f"{name} {number}" for name, number in grid],
+        "seeds": options.seeds,
+        "device": device,
+    }
 
-    # 2. Restore
-    trials = run_trials(
-        *(pipeline, schedulers, grid, options.seeds, images(pairs), PROTOCOLS["gopro"].score, encoder, len(pairs))
-    )
+    # 2. Restore what is not there yet
+    trials = []
+    with told_in_a_sentence(), tqdm(total=len(pairs) * len(grid) * len(options.seeds), unit=" images") as bar:
+        refuse_other_settings(options.output, settings)
+        begin_folder(options.output, settings)
+        for number, pair in enumerate(pairs):
+            file = options.output / ROWS_FOLDER / f"{number:06d}.json"
+            if file.exists():
+                found = [Trial(**trial) for trial in json.loads(file.read_bytes())]
+                bar.update(len(found))
+            else:
+                found = []
+                images = (pair.name, read_blurry(pair), pair.read_sharp())
+                arguments = (pipeline, schedulers, grid, options.seeds, images, PROTOCOLS["gopro"].score, encoder)
+                for trial in run_trials(*arguments):
+                    found.append(trial)
+                    bar.update()
+                write_whole(file, json.dumps([asdict(trial) for trial in found]).encode())
+            trials += found
 
     # 3. Write
     cells = summarise(trials)
+    own = next((name for name, kind in schedulers.items() if type(kind) is type(pipeline.scheduler)), "")
     heading = (
         f"{len(pairs)} images of {Path(options.dataset).name}, seeds {' '.join(map(str, options.seeds))}; hidiff"
         f" {__version__}, torch {torch.__version__}, {device} ({platform.machine()}, {torch.get_num_threads()} threads)."
     )
-    table = as_markdown(cells, refused, heading)
+    table = as_markdown(cells, refused, heading, conclusion(cells, own))
     write_whole(options.output / "trials.csv", as_csv(trials).encode())
     write_whole(options.output / "table.md", table.encode())
-    write_whole(options.output / "figure.png", figure_of(cells))
+    write_whole(options.output / "figure.png", encoded(figure_of(cells), ".png"))
     print(table)
     print(f"Written to {options.output}: trials.csv, table.md, figure.png")
     return 0
-
-
-def images(pairs: Sequence[Pair]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    for pair in pairs:
-        if pair.read_blurry is not None:
-            yield pair.name, pair.read_blurry(), pair.read_sharp()
 
 
 def steps_up_to(num_train_timesteps: int) -> list[int]:
@@ -118,14 +137,10 @@ def make_scheduler(name: str, current: SchedulerMixin) -> SchedulerMixin:
     Raises:
         CommandError: None is called so.
     """
-    import diffusers  # noqa: PLC0415 - finds its schedulers only when asked
-
-    if name.lower() in ("hidiff", "hidiffscheduler"):
-        return HIDiffScheduler.from_config(current.config)
-    kind = getattr(diffusers, SHORT_NAMES.get(name.lower(), name), None)
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+    kind = scheduler_class(name)
+    if kind is None:
         raise CommandError(
-            f"--schedulers takes hidiff, {', '.join(SHORT_NAMES)} or a class of diffusers.schedulers, got {name!r}."
+            f"--schedulers takes {', '.join(SHORT_NAMES)} or a class of diffusers.schedulers, got {name!r}."
         )
     try:
         with quiet_diffusers():

@@ -75,7 +75,7 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
         "--local_statistics",
         type=at_least(0),
         metavar="WINDOW",
-        help="attention over windows of so many pixels, 0 for the whole image (default: the model's own setting)",
+        help="attention and pooling over windows of so many pixels, 0 for the whole image (default: the model's own setting)",
     )
     add(
         "--max_memory",

@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,16 @@ from ..evaluation.protocols import PROTOCOLS, Protocol
 from ..evaluation.report import write_report
 from ..evaluation.runner import Job, default_workers
 from ..evaluation.runner import run as run_job
+from ..experiments.prior_sensitivity import oracle_prior
 from ..image_processor import to_integers
 from ..metrics.perceptual import PerceptualMetrics
 from ..utils.versions import versions
 from . import CommandError, at_least, first_line
 from .deblur import add_pipeline_options
-from .pipeline import pick_device, ready_pipeline, run_pipeline, start_processes
+from .pipeline import pick_device, ready_pipeline, run_pipeline, stage1_encoder, start_processes
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "opencv-python-headless", "scikit-image")
+BESIDE = ("blurry", "oracle")
 NAMES_ON_PYPI = {"skimage": "scikit-image"}
 
 LAYOUTS = "\n".join(f"  {name:<12} {known.expected}" for name, known in NAMED_DATASETS.items())
@@ -39,8 +41,8 @@ The data sets lie in --data_dir as their authors publish them, or as many projec
 A DIR has blurry/ and sharp/, with images of the same names, or input/ and target/. Any other
 name is given to the library datasets: columns blurry and sharp (or blur, or input and target).
 
-Written to OUT: metrics.csv, summary.json, table.md and sheet.png. Restored images are rounded to
-8 bits. An image that fails is named and is part of no mean.
+Written to OUT: metrics.csv, summary.json, table.md and sheet.jpg; with --beside blurry, gains.png.
+Restored images are rounded to 8 bits. An image that fails is named and is part of no mean.
 
 The same command goes on where it was stopped, and tries again what failed. `accelerate launch
 --num_processes N -m diffusers_hidiff evaluate …` (on CPUs: torchrun --nproc_per_node N) shares the
@@ -62,6 +64,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--data_dir", type=Path, metavar="DIR", help="where your copy of a named data set lies")
     add("--split", default="test", help="default: test")
     add("--protocol", choices=tuple(PROTOCOLS), help="default: that of the data set; gopro for a DIR or HUB_ID")
+    add(
+        "--beside",
+        nargs="+",
+        choices=BESIDE,
+        default=[],
+        help="score beside it: the blurry image; what the prior of stage 1 gives, which sees the sharp image",
+    )
     add_pipeline_options(parser)
     add_report_options(parser)
     parser.set_defaults(run=run)
@@ -86,11 +95,24 @@ def run(options: argparse.Namespace) -> int:
     state = start_processes(device)
     perceptual = perceptual_metrics(options.extra_metrics, state.device)
     pipeline = ready_pipeline(str(state.device), options)
+    encoder = stage1_encoder(options.model, state.device) if "oracle" in options.beside else None
+    if "oracle" in options.beside and encoder is None:
+        raise CommandError(
+            "--beside oracle needs a model in a folder that holds latent_encoder/, the encoder of stage 1."
+        )
 
     # 2. Restore, score, report
     def restore(pair: Pair) -> np.ndarray:
-        assert pair.read_blurry is not None
-        (restored,) = run_pipeline(pipeline, [pair.read_blurry()], options)
+        (restored,) = run_pipeline(pipeline, [read_blurry(pair)], options)
+        return as_file(restored)
+
+    def restore_with_oracle(pair: Pair) -> np.ndarray:
+        assert encoder is not None
+        blurry = read_blurry(pair)
+        prior = oracle_prior(encoder, blurry, pair.read_sharp())
+        return as_file(pipeline(blurry, prior=prior, output_type="np", return_dict=False)[0][0])
+
+    def as_file(restored: np.ndarray) -> np.ndarray:
         if not np.isfinite(restored).all():
             raise ValueError(f"The model returned no numbers (NaN) with --dtype {options.dtype}.")
         return to_integers(restored, 8)
@@ -107,10 +129,18 @@ def run(options: argparse.Namespace) -> int:
         "average": options.average,
         "self_ensemble": options.self_ensemble,
         "local_window": pipeline.transformer.config.local_window,
+        "beside": [name for name in BESIDE if name in options.beside],
         "dtype": options.dtype,
         "device": torch.cuda.get_device_name(state.device) if state.device.type == "cuda" else state.device.type,
     }
-    return finish(Job(pairs, restore, protocol, options.output, settings, workers(options), perceptual), state)
+    ways: dict[str, Callable[[Pair], np.ndarray]] = {"blurry": read_blurry, "oracle": restore_with_oracle}
+    beside = {name: ways[name] for name in settings["beside"]}
+    return finish(Job(pairs, restore, protocol, options.output, settings, workers(options), perceptual, beside), state)
+
+
+def read_blurry(pair: Pair) -> np.ndarray:
+    assert pair.read_blurry is not None
+    return pair.read_blurry()
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from .. import HIDIFF_SMALL
 from ..models.latent_encoder import HIDiffLatentEncoder
 from ..pipelines.pipeline_hidiff import HIDiffPipeline
 from ..schedulers.compatibility import check_scheduler
-from ..schedulers.scheduling_hidiff import HIDiffScheduler
+from ..schedulers.names import named_classes, scheduler_class
 from ..utils.allocator import keep_freed_memory
 from . import DEVICES, CommandError, first_line
 
@@ -106,13 +106,14 @@ def ready_pipeline(device: str, options: argparse.Namespace) -> HIDiffPipeline:
         pipeline.to(device)
     if options.scheduler is not None:
         pipeline.scheduler = make_scheduler(pipeline.scheduler, options.scheduler)
-    if options.local_statistics == 0:
-        pipeline.transformer.disable_local_statistics()
-    elif options.local_statistics is not None:
-        try:
-            pipeline.transformer.enable_local_statistics(options.local_statistics)
-        except ValueError as error:
-            raise CommandError(f"--local_statistics cannot be so: {first_line(error)}") from error
+    for network in (pipeline.transformer, pipeline.condition_encoder):
+        if options.local_statistics == 0:
+            network.disable_local_statistics()
+        elif options.local_statistics is not None:
+            try:
+                network.enable_local_statistics(options.local_statistics)
+            except ValueError as error:
+                raise CommandError(f"--local_statistics cannot be so: {first_line(error)}") from error
     try:
         pipeline.limit_memory(options.max_memory)
     except ValueError as error:
@@ -133,10 +134,9 @@ def make_scheduler(current: SchedulerMixin, name: str) -> SchedulerMixin:
     Raises:
         CommandError: None is called so, or it does not fit the model.
     """
-    known = known_schedulers(current)
-    wanted = name.lower().replace("-", "").replace("_", "")
-    for short_name, scheduler in known.items():
-        if wanted in (short_name, type(scheduler).__name__.lower()):
+    known, kind = known_schedulers(current), scheduler_class(name)
+    for scheduler in known.values():
+        if type(scheduler) is kind:
             return scheduler
     raise CommandError(f"--scheduler must be one of {', '.join(sorted(known))}, got {name!r}.")
 
@@ -144,15 +144,14 @@ def make_scheduler(current: SchedulerMixin, name: str) -> SchedulerMixin:
 def known_schedulers(current: SchedulerMixin) -> dict[str, SchedulerMixin]:
     """Short name -> scheduler made from the config of `current`, for all that fit it."""
     known = {}
-    for kind in (HIDiffScheduler, *current.compatibles):
+    for name, kind in named_classes():
         try:
             with quiet_diffusers():
                 scheduler = kind.from_config(current.config)
             check_scheduler(scheduler, 1)
         except (ValueError, ImportError):  # refused, or in need of another library
             continue
-        short_name = kind.__name__.lower().removesuffix("scheduler")
-        known[short_name.replace("discrete", "").replace("multistep", "")] = scheduler
+        known[name] = scheduler
     return known
 
 

@@ -25,7 +25,7 @@ EPILOG = """
 Images belong together that bear the same name in both folders, below the same subfolders; the
 suffix may differ. A sharp image without a restored one has failed.
 
-Written to OUT: metrics.csv, summary.json, table.md and sheet.png. An image that fails is named
+Written to OUT: metrics.csv, summary.json, table.md and sheet.jpg. An image that fails is named
 and is part of no mean. The same command goes on where it was stopped.
 
 Exit status: 0 all done, 1 some images failed, 2 nothing could begin, 130 interrupted.
@@ -42,7 +42,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add = parser.add_argument
     add("restored", type=Path, metavar="RESTORED", help="folder of restored images")
     add("sharp", type=Path, metavar="SHARP", help="folder of sharp images")
-    add("--blurry", type=Path, metavar="DIR", help="folder of blurry images, to be shown in sheet.png")
+    add("--blurry", type=Path, metavar="DIR", help="folder of blurry images, to be shown in sheet.jpg")
     add("--protocol", choices=tuple(PROTOCOLS), default="gopro", help="default: gopro")
     add("--device", choices=("auto", *DEVICES), default="auto", help="of --extra_metrics (default: auto)")
     add_report_options(parser)

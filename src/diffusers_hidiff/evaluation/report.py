@@ -1,24 +1,29 @@
-"""What an evaluation leaves behind: metrics.csv, summary.json, table.md and sheet.png."""
+"""What an evaluation leaves behind: metrics.csv, summary.json, table.md, sheet.jpg and, beside blurry images, gains.png."""
 
 import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..image_files import write_whole
+from ..utils.panels import TEXT_SIZE, Panel, empty_figure, encoded, sheet
 from .datasets import NAMED_DATASETS
 from .runner import Job, Row, as_json
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 PAPER = "HI-Diff (arXiv:2305.12966)"
 RESAMPLES = 10_000
-FIGURE_DPI = 100
+FEW_IMAGES = 12  # so many have a line each in the table
+BESIDE = {"blurry": "blurry", "oracle": "with the prior of stage 1, which sees the sharp image"}
 
 
 def write_report(job: Job, rows: Sequence[Row], timings: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes the four files, the sheet only where an image has a figure.
+    """Writes the files, the pictures only where an image has a figure.
 
     Args:
         job: What was done.
@@ -31,9 +36,11 @@ def write_report(job: Job, rows: Sequence[Row], timings: Mapping[str, Any]) -> d
     """
     summary = summarize(job.settings, rows, timings)
     write_whole(job.output / "metrics.csv", as_csv(job.settings, rows).encode())
-    write_whole(job.output / "table.md", as_table(summary).encode())
+    write_whole(job.output / "table.md", as_table(summary, rows).encode())
     if any(row.error is None for row in rows):
-        write_whole(job.output / "sheet.png", contact_sheet(job, rows))
+        write_whole(job.output / "sheet.jpg", encoded(contact_sheet(job, rows), ".jpg"))
+        if "blurry" in job.beside:
+            write_whole(job.output / "gains.png", encoded(gains_figure(rows, summary), ".png"))
     write_whole(job.output / "summary.json", as_json(summary))  # last: where it stands, all is done
     return summary
 
@@ -70,14 +77,26 @@ def summarize(settings: Mapping[str, Any], rows: Sequence[Row], timings: Mapping
         "scored": len(scored),
         "failed": [{"name": row.name, "error": row.error} for row in rows if row.error is not None],
         "metrics": {name: statistics([row.scores[name] for row in scored]) for name in metric_names(rows)},
+        **({"gains": gain_statistics(settings, scored)} if "blurry" in settings.get("beside", ()) else {}),
         "paper": paper_figures(settings),
         "timings": dict(timings),
     }
 
 
+def gain_statistics(settings: Mapping[str, Any], scored: Sequence[Row]) -> dict[str, Any]:
+    """PSNR over that of the blurry image: of the restored one, and of what stands beside it."""
+    others = [name for name in settings["beside"] if name != "blurry"]
+    return {name: statistics([gain(row, name) for row in scored]) for name in ["restored", *others]}
+
+
+def gain(row: Row, name: str = "restored") -> float:
+    """PSNR over that of the blurry image, dB."""
+    return row.scores["psnr" if name == "restored" else f"{name}_psnr"] - row.scores["blurry_psnr"]
+
+
 def statistics(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and bootstrap interval; where a value is infinite there are none, but a count of such values."""
-    infinite = sum(math.isinf(value) for value in values)
+    """Mean and bootstrap interval; where a value is not finite there are none, but a count of such values."""
+    infinite = sum(not math.isfinite(value) for value in values)
     if infinite or not values:
         return {"mean": None, "interval_95": None, "infinite": infinite}
     return {"mean": float(np.mean(values)), "interval_95": bootstrap_interval(values), "infinite": 0}
@@ -101,21 +120,29 @@ def paper_figures(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 # The table
 
 
-def as_table(summary: Mapping[str, Any]) -> str:
-    """Our figures and the paper's, in Markdown."""
-    metrics = list(summary["metrics"])
+def as_table(summary: Mapping[str, Any], rows: Sequence[Row] = ()) -> str:
+    """Our figures and the paper's, in Markdown; then a line for each image if they are few and have blurry ones beside."""
+    metrics = base_metrics(summary)
+    gains = summary.get("gains", {})
     lines = [
-        f"| {title_of(summary)} | {' | '.join(heading(name) for name in metrics)} | images |",
-        f"|---|{'---|' * (len(metrics) + 1)}",
+        f"| {title_of(summary)} | {' | '.join([*map(heading, metrics), *(['gain (dB)'] if gains else []), 'images'])} |",
+        f"|---|{'---|' * (len(metrics) + bool(gains) + 1)}",
     ]
     known = NAMED_DATASETS.get(summary.get("dataset", ""))
     for figures in summary["paper"]:
         given = {"psnr": f"{figures['psnr']:.2f}", "ssim": f"{figures['ssim']:.3f}"}
-        cells = [given.get(name, "") for name in metrics]
+        cells = [given.get(name, "") for name in metrics] + [""] * bool(gains)
         images = known.test_images if known is not None else ""
         lines.append(f"| {PAPER}, trained on {figures['trained_on']} | {' | '.join(cells)} | {images} |")
-    cells = [cell(name, summary["metrics"][name]) for name in metrics]
-    lines.append(f"| {label_of(summary)} | {' | '.join(cells)} | {summary['scored']} of {summary['images']} |")
+    labels = {"blurry": BESIDE["blurry"], "restored": label_of(summary), "oracle": BESIDE["oracle"]}
+    for name, label in labels.items():
+        if name != "restored" and name not in summary.get("beside", ()):
+            continue
+        prefix = "" if name == "restored" else f"{name}_"
+        cells = [cell(metric, summary["metrics"][prefix + metric]) for metric in metrics]
+        if gains:
+            cells.append(cell("psnr", gains[name], sign="+") if name in gains else "")
+        lines.append(f"| {label} | {' | '.join(cells)} | {summary['scored']} of {summary['images']} |")
     notes = ["", "In brackets: 95 % bootstrap intervals of the means."]
     if known is not None and summary["paper"] and summary["scored"] != known.test_images:
         notes.append(
@@ -124,7 +151,31 @@ def as_table(summary: Mapping[str, Any]) -> str:
         )
     if summary["failed"]:
         notes += ["", f"Failed: {', '.join(failure['name'] for failure in summary['failed'])}."]
+    if gains and len(rows) <= FEW_IMAGES:
+        notes += ["", *table_of_images(list(gains), rows)]
     return "\n".join([*lines, *notes]) + "\n"
+
+
+def base_metrics(summary: Mapping[str, Any]) -> list[str]:
+    """The metrics of the restored image alone."""
+    prefixes = tuple(f"{name}_" for name in summary.get("beside", ()))
+    return (
+        [name for name in summary["metrics"] if not name.startswith(prefixes)] if prefixes else list(summary["metrics"])
+    )
+
+
+def table_of_images(ways: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """PSNR of the blurry image and gain of each way, a line for each image that did not fail."""
+    lines = [
+        f"| image | size | blurry (dB) | {' | '.join(f'{way} (dB) | gain (dB)' for way in ways)} |",
+        f"|---|---|---|{'---|' * 2 * len(ways)}",
+    ]
+    for row in rows:
+        if row.error is None:
+            blurry = row.scores["blurry_psnr"]
+            cells = [f"{blurry + gain(row, way):.2f} | {gain(row, way):+.2f}" for way in ways]
+            lines.append(f"| {row.name} | {row.width}x{row.height} | {blurry:.2f} | {' | '.join(cells)} |")
+    return lines
 
 
 def heading(metric: str) -> str:
@@ -145,38 +196,62 @@ def label_of(summary: Mapping[str, Any]) -> str:
     return f"{model['name']}, {summary['steps']} steps of {summary['scheduler']}"
 
 
-def cell(metric: str, values: Mapping[str, Any]) -> str:
+def cell(metric: str, values: Mapping[str, Any], sign: str = "") -> str:
     digits = 2 if metric == "psnr" else 4
     if values["mean"] is None:
         return f"infinite for {values['infinite']}" if values["infinite"] else "none"
     low, high = values["interval_95"]
-    return f"{values['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{values['mean']:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
-# The sheet
+# The pictures
 
 
-def contact_sheet(job: Job, rows: Sequence[Row]) -> bytes:
-    """A PNG of the images with the best, the median and the worst PSNR, restored once more; of as many as there are."""
-    from matplotlib.figure import Figure  # noqa: PLC0415
+def gains_figure(rows: Sequence[Row], summary: Mapping[str, Any]) -> "Figure":
+    """What each image gained, against how blurry it was."""
+    scored = [row for row in rows if row.error is None]
+    figure = empty_figure("What restoring gains on each blurry image", 4.2)
+    axis = figure.subplots()
+    styles = {"restored": ("tab:blue", "o"), "oracle": ("tab:red", "x")}
+    for name, values in summary["gains"].items():
+        mean = "" if values["mean"] is None else f", mean {values['mean']:+.2f} dB"
+        label = {"restored": "restored", "oracle": "with the prior of stage 1, which sees the sharp image"}[name] + mean
+        axis.scatter(
+            [row.scores["blurry_psnr"] for row in scored],
+            [gain(row, name) for row in scored],
+            s=45,
+            color=styles[name][0],
+            marker=styles[name][1],
+            alpha=0.8,
+            label=label,
+        )
+    axis.axhline(0, color="black", linewidth=1)
+    axis.set_xlabel("PSNR of the blurry image, dB", fontsize=TEXT_SIZE)
+    axis.set_ylabel("gain in PSNR, dB", fontsize=TEXT_SIZE)
+    axis.tick_params(labelsize=TEXT_SIZE)
+    axis.legend(fontsize=TEXT_SIZE)
+    axis.grid(alpha=0.3)
+    return figure
 
+
+def contact_sheet(job: Job, rows: Sequence[Row]) -> "Figure":
+    """The images with the best, the median and the worst PSNR, restored once more; of as many as there are."""
     chosen = extremes(rows)
     pictures = [columns_of(job, row) for _, row in chosen]
-    names = list(pictures[0])
-    largest = max(1.0, *(images[names[-1]].max() for images in pictures))
-    figure = Figure(figsize=(4 * len(names) + 1, 3.2 * len(chosen)), dpi=FIGURE_DPI, layout="constrained")
-    grid = figure.subplots(len(chosen), len(names), squeeze=False)
-    for axes, (place, row), images in zip(grid, chosen, pictures, strict=True):
-        for axis, name in zip(axes, names, strict=True):
-            shown = axis.imshow(images[name], cmap="inferno", vmin=0, vmax=largest)
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.set_title(name)
-        axes[0].set_ylabel(f"{place}: {row.name}\n{row.scores['psnr']:.2f} dB, SSIM {row.scores['ssim']:.4f}")
-        figure.colorbar(shown, ax=axes[-1], label="levels of 255")
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png")
-    return encoded.getvalue()
+    largest = max(1.0, *(float(images["error"].max()) for images in pictures))
+    unit = "error, levels of 255" + (", not aligned" if job.protocol.name == "realblur" else "")
+    rows_of_panels = [
+        [Panel(titled(name, row), image, (0.0, largest), unit) for name, image in images.items()]
+        for (_, row), images in zip(chosen, pictures, strict=True)
+    ]
+    sides = [f"{place}: {row.name}" for place, row in chosen]
+    return sheet(rows_of_panels, "Best, median and worst image by PSNR", sides)
+
+
+def titled(name: str, row: Row) -> str:
+    """The name of a picture with its PSNR, where it has one."""
+    psnr = row.scores.get({"restored": "psnr"}.get(name, f"{name}_psnr"))
+    return name if psnr is None else f"{name}\n{psnr:.2f} dB"
 
 
 def extremes(rows: Sequence[Row]) -> list[tuple[str, Row]]:
@@ -190,10 +265,10 @@ def extremes(rows: Sequence[Row]) -> list[tuple[str, Row]]:
 
 
 def columns_of(job: Job, row: Row) -> dict[str, np.ndarray]:
-    """Title -> picture; last the error: mean absolute difference over the channels, in levels, before any alignment."""
+    """Name -> picture; last the error: mean absolute difference over the channels, in levels, before any alignment."""
     pair = job.pairs[row.index]
     restored, sharp = job.restore(pair), pair.read_sharp()
     blurry = {} if pair.read_blurry is None else {"blurry": pair.read_blurry()}
+    others = {name: make(pair) for name, make in job.beside.items() if name != "blurry"}
     error = np.abs(restored.astype(np.float32) - sharp.astype(np.float32)).mean(axis=-1)
-    title = "error, not aligned" if job.protocol.name == "realblur" else "error"
-    return {**blurry, "restored": restored, "sharp": sharp, title: error}
+    return {**blurry, "restored": restored, **others, "sharp": sharp, "error": error}

@@ -32,6 +32,8 @@ from .protocols import Protocol
 
 SETTINGS_FILE, ROWS_FOLDER = "settings.json", "rows"
 
+Score = Callable[[np.ndarray, np.ndarray], dict[str, float]]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -45,6 +47,7 @@ class Job:
         settings: All that the figures depend on, as JSON. A folder holds the results of one setting.
         workers: Processes that score beside this one; 0 scores in this one.
         perceptual: Further metrics, computed in this process.
+        beside: Name -> another image made of a pair, scored as the restored one is: the blurry image, say.
     """
 
     pairs: Sequence[Pair]
@@ -54,6 +57,7 @@ class Job:
     settings: Mapping[str, Any]
     workers: int = 0
     perceptual: PerceptualMetrics | None = None
+    beside: Mapping[str, Callable[[Pair], np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class Row:
         name: Its name there.
         width, height: Size of the sharp image in pixels, 0 where it could not be read.
         seconds: What the restoration took.
-        scores: Name of the metric -> value; empty for an image that failed. A PSNR may be infinite.
+        scores: Name of the metric -> value; empty for an image that failed. A PSNR may be infinite. What `Job.beside` makes
+            has scores of its own, such as "blurry_psnr".
         error: Why it failed.
     """
 
@@ -88,7 +93,7 @@ def run(job: Job, state: PartialState) -> list[Row] | None:
         OSError: The folder cannot be written to.
     """
     # 1. Share out what is not there yet: all look before anybody writes
-    refuse_other_settings(job)
+    refuse_other_settings(job.output, job.settings)
     done = {index: row for index, row in read_rows(job).items() if row.error is None}
     todo = [index for index in range(len(job.pairs)) if index not in done]
     state.wait_for_everyone()
@@ -116,25 +121,30 @@ def run(job: Job, state: PartialState) -> list[Row] | None:
 
 def begin(job: Job, todo: Sequence[int]) -> None:
     """Makes the folder; forgets what failed, which is tried again."""
-    (job.output / ROWS_FOLDER).mkdir(parents=True, exist_ok=True)
-    write_whole(job.output / SETTINGS_FILE, as_json(job.settings))
+    begin_folder(job.output, job.settings)
     for index in todo:
         row_file(job, index).unlink(missing_ok=True)
 
 
-def refuse_other_settings(job: Job) -> None:
+def begin_folder(output: Path, settings: Mapping[str, Any]) -> None:
+    """Makes a folder for the rows of one setting."""
+    (output / ROWS_FOLDER).mkdir(parents=True, exist_ok=True)
+    write_whole(output / SETTINGS_FILE, as_json(settings))
+
+
+def refuse_other_settings(output: Path, settings: Mapping[str, Any]) -> None:
     """
     Raises:
         EvaluationError: The folder holds the results of other settings.
     """
-    file = job.output / SETTINGS_FILE
+    file = output / SETTINGS_FILE
     if not file.exists():
         return
     try:
         before = json.loads(file.read_bytes())
     except ValueError as error:
         raise EvaluationError(f"{file} is damaged; choose another --output.") from error
-    before, now = flat(before), flat(json.loads(as_json(job.settings)))
+    before, now = flat(before), flat(json.loads(as_json(settings)))
     changed = [
         f"{name} is {now.get(name)!r} and was {before.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
@@ -142,7 +152,7 @@ def refuse_other_settings(job: Job) -> None:
     ]
     if changed:
         raise EvaluationError(
-            f"{str(job.output)!r} holds results of other settings ({'; '.join(changed)}); choose another --output."
+            f"{str(output)!r} holds results of other settings ({'; '.join(changed)}); choose another --output."
         )
 
 
@@ -212,30 +222,34 @@ class Progress:
             sharp = pair.read_sharp()
             row = Row(index, pair.name, sharp.shape[1], sharp.shape[0])
             start = time.perf_counter()
-            restored = self.job.restore(pair)
+            images = {"": self.job.restore(pair)}
             row = Row(index, pair.name, row.width, row.height, time.perf_counter() - start)
-            if restored.shape != sharp.shape:
-                raise ValueError(f"The restored image is {size(restored)} pixels, the sharp one {size(sharp)}.")
-            if self.job.perceptual is not None:
-                row.scores.update(self.job.perceptual.score(restored, sharp))
+            images |= {f"{name}_": make(pair) for name, make in self.job.beside.items()}
+            for prefix, image in images.items():
+                if image.shape != sharp.shape:
+                    which = prefix.removesuffix("_") or "restored"
+                    raise ValueError(f"The {which} image is {size(image)} pixels, the sharp one {size(sharp)}.")
+                if self.job.perceptual is not None:
+                    values = self.job.perceptual.score(image, sharp)
+                    row.scores.update({f"{prefix}{metric}": value for metric, value in values.items()})
         except Exception as error:  # whatever a file or a network may raise: the image is named, the others go on
             self.fail(row, error)
             return
         score = self.job.protocol.score
         if self.pool is None:
             try:
-                self.succeed(row, score(restored, sharp))
+                self.succeed(row, score_all(score, images, sharp))
             except ValueError as error:
                 self.fail(row, error)
             return
-        self.waiting[self.submit(score, restored, sharp)] = row
+        self.waiting[self.submit(score, images, sharp)] = row
         while len(self.waiting) >= 2 * self.job.workers:
             self.collect()
 
-    def submit(self, score: Callable[..., dict[str, float]], *images: np.ndarray) -> Future[dict[str, float]]:
+    def submit(self, score: Score, images: Mapping[str, np.ndarray], sharp: np.ndarray) -> Future[dict[str, float]]:
         assert self.pool is not None
         try:
-            return self.pool.submit(score, *images)
+            return self.pool.submit(score_all, score, images, sharp)
         except BrokenProcessPool as error:
             raise pool_died() from error
 
@@ -274,6 +288,13 @@ class Progress:
             self.bar.set_postfix_str(f"PSNR {np.mean(finite):.2f} dB", refresh=False)
         written = len(list((self.job.output / ROWS_FOLDER).glob("[0-9]*.json")))
         self.bar.update(written - self.bar.n)
+
+
+def score_all(score: Score, images: Mapping[str, np.ndarray], sharp: np.ndarray) -> dict[str, float]:
+    """Prefix and name of the metric -> value, for images by prefix."""
+    return {
+        f"{prefix}{metric}": value for prefix, image in images.items() for metric, value in score(image, sharp).items()
+    }
 
 
 def size(image: np.ndarray) -> str:

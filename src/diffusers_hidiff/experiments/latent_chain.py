@@ -1,14 +1,23 @@
 """The reverse chain of one image, step by step: what the transformer would make of each clean estimate."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..image_processor import pad_to_multiple, preprocess
+from ..metrics.psnr import psnr_of_arrays
 from ..pipelines.pipeline_hidiff import HIDiffPipeline
-from .panels import Panel, sheet
+from ..utils.panels import BAR, TEXT_SIZE, WIDTH, Panel, draw, empty_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NUM_PICTURES = 5
+SMALLEST_RANGE = 0.2  # dB; a curve within less is shown as flat as it is
 
 
 @dataclass(frozen=True)
@@ -59,13 +68,48 @@ def follow_chain(
     return followed
 
 
-def chain_sheet(followed: list[ChainStep], blurry: np.ndarray, sharp: np.ndarray | None) -> bytes:
-    """The pictures of the chain, each with its distance to the last prior; PNG."""
-    last = followed[-1].clean_prior
-    panels = [Panel("blurry", blurry, sharp)]
-    for step in followed:
-        distance = (step.clean_prior - last).square().mean().sqrt().item()
-        panels.append(Panel(f"t = {step.timestep}, prior {distance:.3f} from the last", step.image, sharp))
-    if sharp is not None:
-        panels.append(Panel("sharp", sharp))
-    return sheet(panels)
+def chain_figure(followed: Sequence[ChainStep], blurry: np.ndarray, sharp: np.ndarray | None) -> "Figure":
+    """Prior and picture against the steps as curves; below, the pictures of a few steps and what they lack of the last."""
+    last = followed[-1]
+    numbers = np.arange(1, len(followed) + 1)
+    distances = np.array([(step.clean_prior - last.clean_prior).square().mean().sqrt().item() for step in followed])
+    changes = [np.abs(step.image.astype(np.float32) - last.image).mean(axis=2) for step in followed]
+    chosen = sorted({round(i) for i in np.linspace(0, len(followed) - 1, NUM_PICTURES)})
+    limits = 0.0, max(1.0, *(float(np.percentile(changes[i], 99.5)) for i in chosen))
+
+    column, (height, width) = WIDTH / (NUM_PICTURES + BAR), blurry.shape[:2]
+    pictures = 2 * column * height / width + 0.7
+    heading = "The reverse chain: what each step takes for the clean prior, and the picture that it gives"
+    figure = empty_figure(heading, pictures + 2.6)
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.6, pictures])[:, 0]
+    left = top.subplots()
+    left.plot(numbers[:-1], distances[:-1], "o-", color="tab:blue")
+    left.set_yscale("log")
+    left.set_xticks(numbers)
+    left.set_xlabel("step of the chain", fontsize=TEXT_SIZE)
+    left.set_ylabel("prior: RMS distance\nto the last estimate", color="tab:blue", fontsize=TEXT_SIZE)
+    left.grid(alpha=0.3)
+    right = left.twinx()
+    if sharp is None:
+        right.plot(numbers, [change.mean() for change in changes], "s-", color="tab:red")
+        right.set_ylabel("picture: change\nto the last, levels", color="tab:red", fontsize=TEXT_SIZE)
+    else:
+        psnrs = np.array([psnr_of_arrays(step.image, sharp) for step in followed])
+        right.plot(numbers, psnrs, "s-", color="tab:red")
+        middle, reach = (psnrs.max() + psnrs.min()) / 2, max(SMALLEST_RANGE, np.ptp(psnrs)) * 0.55
+        right.set_ylim(middle - reach, middle + reach)
+        right.set_ylabel("picture: PSNR, dB", color="tab:red", fontsize=TEXT_SIZE)
+        right.ticklabel_format(axis="y", useOffset=False)
+    for axis in (left, right):
+        axis.tick_params(labelsize=TEXT_SIZE)
+
+    grid = bottom.subplots(2, len(chosen) + 1, gridspec_kw={"width_ratios": [1.0] * len(chosen) + [BAR]})
+    for axes, i in zip(grid.T, chosen, strict=False):
+        draw(axes[0], Panel(f"step {i + 1}", followed[i].image))
+        title = "the last" if i == chosen[-1] else f"differs by {changes[i].mean():.2f}"
+        draw(axes[1], Panel(title, changes[i], limits))
+    grid[0, -1].set_axis_off()
+    bar = bottom.colorbar(grid[1, 0].images[0], cax=grid[1, -1])
+    bar.set_label("difference to the\nlast, levels of 255", fontsize=TEXT_SIZE)
+    bar.ax.tick_params(labelsize=TEXT_SIZE)
+    return figure

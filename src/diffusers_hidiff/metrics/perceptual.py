@@ -15,7 +15,7 @@ class PerceptualMetrics:
         names: Such as "lpips", "dists", "niqe"; metrics with and without a reference.
         device: Where they run.
     Raises:
-        ImportError: `pyiqa` is not installed.
+        ImportError: `pyiqa` is not installed, or does not fit what is.
         ValueError: It has no metric of that name, or cannot make it.
     """
 
@@ -26,13 +26,18 @@ class PerceptualMetrics:
     def _make(self, name: str) -> Any:
         try:
             import pyiqa  # noqa: PLC0415
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise ImportError(
-                f"The metric {name!r} needs pyiqa; install it with `pip install 'diffusers-hidiff[iqa]'`."
+                f"The metric {name!r} needs {error.name}; install it with `pip install 'diffusers-hidiff[iqa]'`."
             ) from error
+        except Exception as error:  # a torchvision that was built for another torch raises a RuntimeError
+            raise ImportError(f"The metric {name!r} needs pyiqa, which cannot be imported: {error}") from error
         if name not in pyiqa.list_models():
             raise ValueError(f"pyiqa has no metric {name!r}; `pyiqa.list_models()` names those it has.")
-        return pyiqa.create_metric(name, device=self.device)
+        try:
+            return pyiqa.create_metric(name, device=self.device)
+        except Exception as error:  # of the network that it fetches weights from, say
+            raise ValueError(f"pyiqa cannot make the metric {name!r}: {error}") from error
 
     @torch.no_grad()
     def score(self, restored: np.ndarray, sharp: np.ndarray) -> dict[str, float]:
