@@ -245,7 +245,7 @@ def as_process(command: str) -> list[str]:
 
 def write_pages(minutes: dict[str, float]) -> None:
     """docs/results/README.md, and the tables in the project's README and in the model card."""
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    machine = f"{platform.machine()}, {torch.get_num_threads()} thread(s)"
     lines = [
         "# Results of hidiff-small",
         "",

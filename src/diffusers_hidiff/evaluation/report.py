@@ -229,8 +229,8 @@ def gains_figure(rows: Sequence[Row], summary: Mapping[str, Any]) -> "Figure":
     axis.set_xlabel("PSNR of the blurry image, dB", fontsize=TEXT_SIZE)
     axis.set_ylabel("gain in PSNR, dB", fontsize=TEXT_SIZE)
     axis.tick_params(labelsize=TEXT_SIZE)
-    axis.legend(fontsize=TEXT_SIZE)
     axis.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=TEXT_SIZE)
     return figure
 
 
