@@ -26,7 +26,7 @@ demo: setup
 	$(BIN)/python scripts/demo.py --output demo_output
 
 test: setup
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --cov --cov-report=term --cov-fail-under=90
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,8 +2,12 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import torch
-from diffusers.utils import logging as diffusers_logging
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network; read where huggingface_hub is imported
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # a worker has a core; threads that wait for each other would take both
+import torch  # noqa: E402
+from diffusers.utils import logging as diffusers_logging  # noqa: E402
 
 pytest.register_assert_rewrite("tiny")
 from tiny import (  # noqa: E402
@@ -15,7 +19,6 @@ from tiny import (  # noqa: E402
 
 from diffusers_hidiff import HIDiffPipeline, HIDiffScheduler  # noqa: E402
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
 diffusers_logging.disable_progress_bar()
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusers_hidiff.models import memory
-from diffusers_hidiff.models.memory import empty, format_memory, free_memory, parse_memory, used_memory
+from diffusers_hidiff.models.memory import empty, format_memory, free_memory, parse_memory
 
 CPU = torch.device("cpu")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
