@@ -22,6 +22,8 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from measure import show
+
 from config import Stage2Config
 from data import TrainingData, noise_of_samples
 from diffusers_hidiff import HIDIFF_SMALL
@@ -170,9 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
             *(["GPUs are untried here."] if device.type == "cpu" else []),
         ]
     )
-    print(table)
-    if options.output:
-        options.output.write_text(table + "\n")
+    show(table, options.output)
     return 0
 
 

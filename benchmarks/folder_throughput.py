@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measure import show
 from tqdm import tqdm
 
 from diffusers_hidiff.cli.deblur import add_pipeline_options
@@ -95,10 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, measured in seconds.items():
         median = statistics.median(measured)
         lines.append(f"| {name} | {options.images / median:.3f} | {alone / median:.1%} |")
-    table = "\n".join(lines) + "\n"
-    print(table, end="")
-    if options.output is not None:
-        options.output.write_text(table)
+    show("\n".join(lines), options.output)
     return 0
 
 

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import multiprocessing
 import platform
-import resource
 import sys
 import tempfile
 import threading
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
+from measure import peak_megabytes, show
 
 from diffusers_hidiff import (
     HIDIFF_SMALL,
@@ -96,8 +96,7 @@ def restore(run: Run, folder: Path) -> dict[str, float]:
     if status:
         raise RuntimeError(f"hidiff deblur ended with status {status}.")
     seconds = time.perf_counter() - start
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if platform.system() == "Linux" else MB)
-    return {"seconds": seconds, "peak": peak / MB, "resident": resident}
+    return {"seconds": seconds, "peak": peak / MB, "resident": peak_megabytes()}
 
 
 def largest_difference(model: str, folder: Path) -> float:
@@ -150,9 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"| {found['resident']:.0f} | {difference:.1e} |"
         )
     table = "\n".join(lines)
-    print(table)
-    if options.output:
-        options.output.write_text(table + "\n")
+    show(table, options.output)
     return 0
 
 

@@ -25,6 +25,13 @@ MAX_PASSES_SECONDS = 60.0  # no further pass is begun after so long
 COMPARED_PIXELS = 512 * 512  # of larger pictures the difference is not computed
 
 
+def show(table: str, output: Path | None) -> None:
+    """Prints a table and, if asked to, writes it to a file as well."""
+    print(table)
+    if output is not None:
+        output.write_text(table + "\n")
+
+
 def peak_megabytes() -> float:
     """The largest memory that this process ever occupied, or since `forget_peak`."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from measure import show
+
 # What we need of diffusers: the modules whose classes ours are made of.
 DIFFUSERS = "diffusers.pipelines.pipeline_utils, diffusers.schedulers.scheduling_ddpm"
 IMPORT = f"""
@@ -56,10 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     for what, measure in measures.items():
         walls, processors = zip(*(measure() for _ in range(options.repeats)), strict=True)
         lines.append(f"| {what} | {min(walls):.3f} | {min(processors):.3f} |")
-    table = "\n".join(lines) + "\n"
-    print(table, end="")
-    if options.output is not None:
-        options.output.write_text(table)
+    show("\n".join(lines), options.output)
     return 0
 
 

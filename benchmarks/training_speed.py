@@ -10,7 +10,6 @@ the same batch in float32; encoders, denoiser and optimiser are the same code. "
 import argparse
 import multiprocessing
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -19,40 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from cases import literal_of, official
+from measure import peak_megabytes, show
+from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-import official
-from literal import LiteralTransformer
-
-from diffusers_hidiff import HIDIFF_SMALL, HIDiffLatentEncoder, HIDiffPipeline, HIDiffTransformer
-from diffusers_hidiff.conversion import networks_from_original, scheduler_of, to_original
+from diffusers_hidiff import HIDIFF_SMALL, HIDiffLatentEncoder, HIDiffPipeline
+from diffusers_hidiff.conversion import networks_from_original, scheduler_of
 from diffusers_hidiff.losses import stage2_loss
 from diffusers_hidiff.utils.allocator import keep_freed_memory
 
 ARMS = ("literal", "ours")
 MAX_GRAD_NORM, LEARNING_RATE = 0.01, 1e-6
-
-
-class Literal(nn.Module):
-    """The transcription with the weights and the signature of `transformer`."""
-
-    def __init__(self, transformer: HIDiffTransformer) -> None:
-        super().__init__()
-        config = transformer.config
-        self.network = LiteralTransformer(
-            dim=config.dim,
-            num_blocks=config.num_blocks,
-            num_refinement_blocks=config.num_refinement_blocks,
-            num_heads=config.num_heads,
-            expansion=config.ffn_expansion_factor,
-            prior_dim=config.prior_dim,
-            num_tokens=config.num_prior_tokens,
-        )
-        self.network.load_state_dict(to_original(transformer))
-
-    def forward(self, blurry: Tensor, prior: Tensor, return_dict: bool = False) -> tuple[Tensor]:
-        return (self.network(blurry, prior),)
 
 
 def build(networks: str) -> dict[str, Any]:
@@ -89,7 +65,7 @@ class Step:
     def __post_init__(self) -> None:
         self.parts = build(self.networks)
         if self.arm == "literal":
-            self.parts["transformer"] = Literal(self.parts["transformer"])
+            self.parts["transformer"] = literal_of(self.parts["transformer"])
         self.parts["latent_encoder"].requires_grad_(False)
         modules = [part.to(self.device).train() for part in self.parts.values() if isinstance(part, nn.Module)]
         if self.compiled_bf16:
@@ -122,12 +98,6 @@ def timed(step: Step) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory() -> float:
-    """Megabytes of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024 if platform.system() == "Linux" else 1024**2)  # kilobytes there, bytes on macOS
-
-
 def memory(*arguments: Any) -> float:
     """Megabytes that two steps add to the peak of this process, which has trained on patches of 32 pixels before.
 
@@ -135,10 +105,10 @@ def memory(*arguments: Any) -> float:
     """
     step = Step(*arguments)
     step.run(size=32)  # code and AdamW's averages are there now
-    before = peak_memory()
+    before = peak_megabytes()
     for _ in range(2):
         step.run()
-    return peak_memory() - before
+    return peak_megabytes() - before
 
 
 def in_child(function: Any, *arguments: Any) -> Any:
@@ -223,9 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="write the table to this file as well")
     options = parser.parse_args(arguments)
     table = "\n".join((on_gpu if options.device == "cuda" else on_cpu)(options))
-    print(table)
-    if options.output:
-        options.output.write_text(table + "\n")
+    show(table, options.output)
     return 0
 
 

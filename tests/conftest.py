@@ -6,8 +6,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network; read where huggingface_hub is imported
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # a worker has a core; threads that wait for each other would take both
-import torch  # noqa: E402
-from diffusers.utils import logging as diffusers_logging  # noqa: E402
+import torch
+from diffusers.utils import logging as diffusers_logging
 
 pytest.register_assert_rewrite("tiny")
 from tiny import (  # noqa: E402

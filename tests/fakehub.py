@@ -5,10 +5,10 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from urllib.parse import unquote, urlparse
+
+from loopback import Handler, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -17,21 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def serve(repo_id: str, folder: Path) -> Iterator[str]:
     """Serves `folder` as the model repository `repo_id`; yields the endpoint."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-        def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
+    class Repository(Handler):
         def do_HEAD(self) -> None:
             self.do_GET()
 
@@ -60,13 +46,8 @@ def serve(repo_id: str, folder: Path) -> Iterator[str]:
                 return self.answer(200, body, ETag=f'"{hashlib.sha1(body).hexdigest()}"', X_Repo_Commit=COMMIT)
             return self.answer(404, b"", X_Error_Code="RepoNotFound")
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Repository) as endpoint:
+        yield endpoint
 
 
 def environment(endpoint: str, cache: Path, offline: bool = False) -> dict[str, str]:

@@ -4,61 +4,44 @@ import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from urllib.parse import urlparse
+
+from loopback import Handler, serving
 
 
 @contextmanager
 def receive(folder: Path, user: str = "someone", allowed: bool = True) -> Iterator[str]:
     """Takes every upload into `folder`/NAME as `user`, or forbids it; yields the endpoint."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-        def answer(self, status: int, content: object) -> None:
-            body = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(body)
+    class Receiver(Handler):
+        def say(self, status: int, content: object) -> None:
+            self.answer(status, json.dumps(content).encode(), Content_Type="application/json")
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             path = urlparse(self.path).path
             if not allowed or self.headers.get("Authorization") != "Bearer hf_token":
-                return self.answer(403, {"error": "You have no right to do this."})
+                return self.say(403, {"error": "You have no right to do this."})
             if path == "/api/repos/create":
                 name = json.loads(body)["name"]
                 (folder / name).mkdir(exist_ok=True)
-                return self.answer(200, {"url": f"http://{self.headers['Host']}/{user}/{name}"})
+                return self.say(200, {"url": f"http://{self.headers['Host']}/{user}/{name}"})
             if path == "/api/validate-yaml":
-                return self.answer(200, {"errors": [], "warnings": []})
+                return self.say(200, {"errors": [], "warnings": []})
             _, _, _, owner, name, action, _ = path.split("/")  # /api/models/OWNER/NAME/ACTION/REVISION
             if owner != user or not (folder / name).is_dir():
-                return self.answer(404, {"error": "No such repository."})
+                return self.say(404, {"error": "No such repository."})
             if action == "preupload":
                 files = [file["path"] for file in json.loads(body)["files"]]
                 modes = [{"path": file, "uploadMode": "regular", "shouldIgnore": False} for file in files]
-                return self.answer(200, {"files": modes})
+                return self.say(200, {"files": modes})
             for line in map(json.loads, body.splitlines()):  # commit
                 if line["key"] == "file":
                     file = folder / name / line["value"]["path"]
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(base64.b64decode(line["value"]["content"]))
-            return self.answer(
-                200, {"commitUrl": f"http://{self.headers['Host']}/{user}/{name}", "commitOid": "0" * 40}
-            )
+            return self.say(200, {"commitUrl": f"http://{self.headers['Host']}/{user}/{name}", "commitOid": "0" * 40})
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Receiver) as endpoint:
+        yield endpoint
