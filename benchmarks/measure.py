@@ -163,7 +163,9 @@ def in_child(function: Callable[..., Any], *arguments: Any, threads: int, limit:
     try:
         if not ours.poll(limit):
             return None, f"longer than {limit:g} s"
-        return ours.recv()
+        answer = ours.recv()
+        process.join(10)  # so that it cleans up after itself
+        return answer
     except EOFError:
         process.join()
         return None, f"the process ended with status {process.exitcode}, probably for want of memory"

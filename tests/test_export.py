@@ -80,13 +80,14 @@ def test_onnx_of_open_size_takes_sizes_that_it_was_neither_traced_nor_checked_at
     assert torch.equal(torch.from_numpy(names["restored"]), run(blurry, noise))
 
 
-def test_onnx_of_fixed_size_takes_a_batch(tmp_path):
+def test_onnx_of_fixed_size_takes_a_batch(tmp_path, caplog):
     pipeline = gopro()
     pipeline.transformer.enable_slicing(megabytes=1e-6)  # tiles would be unrolled
     output = tmp_path / "graph.onnx"
     assert export_pipeline(pipeline, output, "onnx", (24, 40), batch_size=2, num_inference_steps=1) < 1e-4
     check_against_pipeline(load_graph(output, "onnx"), pipeline, (24, 40), batch_size=2, num_inference_steps=1)
     assert pipeline.transformer.tile_megabytes == 1e-6
+    assert "constant folding" not in caplog.text
 
 
 def test_a_torch_export_program_gives_the_pipelines_pictures(tmp_path, capsys):

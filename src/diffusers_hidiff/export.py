@@ -7,6 +7,7 @@ The steps of the reverse chain are unrolled. The noise is an input, so that who 
 
 import copy
 import importlib.util
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -224,6 +225,7 @@ def write(program: ExportedProgram, path: Path, format: Format) -> None:
     if format == "onnx":
         names: dict[str, Any] = {"input_names": ["blurry", "noise"], "output_names": ["restored"]}
         table: dict[Any, Any] = {torch.ops.aten.adaptive_avg_pool2d.default: onnx_grid_means}
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)  # else a line for each Split that it does not fold
         exported = torch.onnx.export(program, dynamo=True, custom_translation_table=table, verbose=False, **names)
         assert exported is not None
         exported.save(path)

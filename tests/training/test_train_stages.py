@@ -125,7 +125,7 @@ def test_bf16_computes_in_half_precision_and_stores_in_single(folders, tmp_path)
 
 def test_fp16_is_refused_where_it_cannot_run(folders, tmp_path):
     if torch.accelerator.is_available():
-        pytest.skip("runs there")
+        pytest.skip("there is an accelerator, on which fp16 runs")
     with pytest.raises(ValueError, match=r"`mixed_precision` must be 'no' or 'bf16' on a CPU, .*, got 'fp16'"):
         stage1(folders, tmp_path, mixed_precision="fp16")
 
