@@ -43,7 +43,7 @@ OPTIONS = {
     "local_384": "--local_statistics 384",
     "self_ensemble_local_192": "--self_ensemble --local_statistics 192",
 }
-STUDY_PAIRS = 12  # of the synthetic ones, evenly spaced; with the real crops
+STUDY_PAIRS = 6  # of the synthetic ones, evenly spaced; with the real crops
 
 
 @dataclass(frozen=True)
