@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import diffusers
 import numpy as np
 import pytest
@@ -93,6 +95,15 @@ def test_table_figure_and_raw_figures_are_written():
     assert lines[0].startswith("image,scheduler,steps,seed,psnr,ssim")
     assert len(lines) == 7
     assert encoded(figure_of(cells), ".png").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("psnr", [3.0, float("inf"), float("nan")])
+def test_what_fails_leaves_the_figure_so_that_the_others_are_told_apart(psnr):
+    cells = summarise([trial(steps=steps) for steps in (1, 2, 4)] + [trial(scheduler="heun", steps=2)])
+    cells = [replace(cell, psnr=psnr) if cell.scheduler == "heun" else cell for cell in cells]
+    low, high = figure_of(cells).axes[0].get_ylim()
+    assert high - low < 2.5
+    assert low < 20 < high
 
 
 def test_the_reasons_are_listed_once_for_all_steps():

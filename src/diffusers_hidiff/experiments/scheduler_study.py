@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 NOTHING = 0.01  # dB that nobody sees
 SMALLEST_RANGE = 0.2  # dB; curves within less are shown as flat as they are
+LARGEST_RANGE = 2.0  # dB below the best
 
 Score = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 
@@ -289,6 +290,10 @@ def figure_of(cells: Sequence[Cell]) -> "Figure":
     low, high = left.get_ylim()
     if high - low < SMALLEST_RANGE:
         left.set_ylim((low + high - SMALLEST_RANGE) / 2, (low + high + SMALLEST_RANGE) / 2)
+    best = max((cell.psnr for cell in cells if np.isfinite(cell.psnr)), default=0.0)
+    if left.get_ylim()[0] < best - LARGEST_RANGE:  # what fails would make the others one line
+        left.set_ylim(best - LARGEST_RANGE, best + 0.05 * LARGEST_RANGE)
+        left.set_ylabel(f"lines that leave below are more than {LARGEST_RANGE:g} dB worse", fontsize=TEXT_SIZE)
     left.set_title("picture: PSNR, dB (band: over seeds)", fontsize=TEXT_SIZE)
     right.set_title("prior: RMS distance to that of all steps", fontsize=TEXT_SIZE)
     right.set_yscale("log")
