@@ -1,6 +1,6 @@
 # make demo   deblur the sample photo and look at it        make test   every test, with coverage
 # make check  lint, types and tests                         make bench  speed and memory, beside the floor
-# make results DATA=…  everything in docs/results/, from the folder with the validation pairs
+# make results DATA=…  what the model does, in docs/results/, from the folder with the validation pairs
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -1,4 +1,4 @@
-"""Makes everything in docs/results/ anew, and the tables that are copied from there.
+"""Makes the results of the model in docs/results/ anew, and the tables that are copied from there.
 
     python scripts/results.py DATA [--only synthetic real …]
 
@@ -252,6 +252,9 @@ def write_pages(minutes: dict[str, float]) -> None:
         f"Made by `make results DATA=…` with hidiff {__version__}, torch {torch.__version__}, {machine}. The",
         "commands that it runs (`scripts/results.py`) stand with each result, and how long they took.",
     ]
+    lines += ["", "Speed and memory are measured by other commands: [speed](speed/table.md) by `make bench`,"]
+    lines += ["[a training step](training_speed.md) by `benchmarks/training_speed.py`,"]
+    lines += ["[large pictures](large_images.md) by `benchmarks/large_images.py`."]
     for name, step in STEPS.items():
         if name not in minutes:
             continue

@@ -66,7 +66,7 @@ def test_what_pyiqa_cannot_do_is_told_in_a_sentence(pyiqa, module, name, kind, s
         PerceptualMetrics([name])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyiqa") is not None, reason="pyiqa is installed")
+@pytest.mark.skipif(importlib.util.find_spec("pyiqa") is not None, reason="what is said where pyiqa is missing")
 def test_without_pyiqa_one_sentence_says_how_to_get_it():
     with pytest.raises(ImportError, match=r"needs pyiqa; install it with .*diffusers-hidiff\[iqa\]"):
         PerceptualMetrics(["lpips"])

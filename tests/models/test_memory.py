@@ -10,7 +10,7 @@ from diffusers_hidiff.models import memory
 from diffusers_hidiff.models.memory import empty, format_memory, free_memory, parse_memory
 
 CPU = torch.device("cpu")
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc of Linux")
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_mistakes_in_a_config_file_are_refused(tmp_path, text, sentence):
         parse_config(Stage1Config, flags(config=tmp_path / "run.yaml", output_dir="out", train_data_dir="photos"))
 
 
-@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="what is said where wandb is missing")
 def test_a_tracker_that_is_not_installed_is_refused():
     with pytest.raises(ValueError, match="`report_to` 'wandb' needs a package that is missing: pip install wandb"):
         parse_config(Stage1Config, flags(output_dir="out", train_data_dir="photos", report_to="wandb"))
