@@ -83,7 +83,7 @@ def test_the_file_has_no_name_even_while_it_is_used(tmp_path):
     program = (
         "import os, torch; from diffusers_hidiff.models.memory import empty;"
         " kept = empty((1000,), torch.float32, torch.device('cpu'), 'file').fill_(1);"
-        " print(os.listdir(os.environ['TMPDIR'])); os.kill(os.getpid(), 9)"
+        " print(os.listdir(os.environ['TMPDIR']), flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -1,6 +1,7 @@
 """Which versions a figure was computed with."""
 
 import platform
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
@@ -10,7 +11,8 @@ def versions(libraries: Sequence[str]) -> dict[str, str]:
     found = {"python": platform.python_version()}
     for library in libraries:
         try:
-            found[library] = version(library)
+            # What is imported knows its build, as in 2.13.0+cu130; the metadata of some builds of torch do not tell it.
+            found[library] = str(getattr(sys.modules.get(library), "__version__", None) or version(library))
         except PackageNotFoundError:
             found[library] = "not installed"
     return found
